@@ -1,0 +1,1 @@
+"""mnist_jax: multilayer perceptrons on MNIST in functional JAX."""

@@ -1,0 +1,210 @@
+"""The command line, made from the config's own fields."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from mnist_jax.config import Config, InputError
+
+STARTED = time.perf_counter() - time.process_time()
+"""When the process started: what it has computed so far is what it took to get here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train networks, count their test errors, and keep it all in a run folder."""
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+    out: Path | None = None
+    """The run folder; by default a new one under runs/."""
+
+    def run(self) -> None:
+        """Trains, then says what came of it and where it is."""
+        from mnist_jax import rundir
+        from mnist_jax.fit import fit
+
+        path = fit(self.config, self.out, started=STARTED).path
+        summary = rundir.read_summary(path)
+        print(_result(summary))
+        print(
+            f"{summary['seconds']['total']:.1f} s in all; kept in {path}\n"
+            f"look at {path / 'figures'}, then try: mnist-jax predict {path} IMAGE.png"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Count the test errors of a run again, from its checkpoint."""
+
+    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run folder that train made."""
+
+    def run(self) -> None:
+        """Prints the result and the accuracy of each class."""
+        from mnist_jax.report import load_data, load_run, measure
+
+        run = load_run(self.run_folder)
+        dataset = load_data(run)
+        result = measure(run, dataset.test)
+        about = {"dataset": dataset.name, "test_images": len(dataset.test.labels)}
+        print(_result({**about, **result}))
+        for name, percent in result["class_accuracy_percent"].items():
+            print(f"  {name:>12}  {percent:6.2f} %")
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Read digits in image files (PNG, JPEG, ...) with the network of a run's first seed."""
+
+    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run folder that train made."""
+    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE...")]
+    """Pictures of one digit each."""
+    json: bool = False
+    """Print a JSON list, one object an image."""
+
+    def run(self) -> None:
+        """Prints an answer for each image."""
+        if not self.images:
+            raise InputError("predict needs at least one image after the run folder")
+        import numpy as np
+
+        from mnist_jax.photo import read_photo, to_digit
+        from mnist_jax.report import load_run, probabilities
+
+        pictures = [(file, read_photo(file)) for file in self.images]
+        run = load_run(self.run_folder)
+        digits = []
+        for file, picture in pictures:
+            try:
+                digits.append(to_digit(picture, run.image_shape))
+            except InputError as error:
+                raise InputError(f"{file}: {error}") from None
+        answers = []
+        for file, shares in zip(self.images, probabilities(run, np.stack(digits)), strict=True):
+            answers.append(
+                {
+                    "file": str(file),
+                    "label": int(shares.argmax()),
+                    "name": run.class_names[shares.argmax()],
+                    "probabilities": shares.tolist(),
+                }
+            )
+        if self.json:
+            print(json.dumps(answers, indent=2))
+            return
+        for answer in answers:
+            shares = answer["probabilities"]
+            second = int(np.argsort(shares)[-2])
+            print(
+                f"{answer['file']}: {answer['name']} ({shares[answer['label']]:.1%}; "
+                f"next {run.class_names[second]}, {shares[second]:.1%})"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """Draw the figures of a run again."""
+
+    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run folder that train made."""
+
+    def run(self) -> None:
+        """Prints the path of each figure."""
+        from mnist_jax.report import draw, load_data, load_run
+
+        run = load_run(self.run_folder)
+        for name in draw(run, load_data(run)):
+            print(run.path / "figures" / f"{name}.png")
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Show the first training images of a dataset, in a window where there is a screen."""
+
+    dataset: str = Config.dataset
+    """As for train."""
+    data_dir: Path | None = None
+    """As for train."""
+    count: int = 4
+    """How many images."""
+    out: Path = Path("samples.png")
+    """The file to write the picture to."""
+
+    def run(self) -> None:
+        """Writes the picture, and shows it."""
+        if self.count < 1:
+            raise InputError(f"--count {self.count} cannot be used: it takes 1 or more")
+        from mnist_jax import data, plots
+
+        dataset = data.load(self.dataset, self.data_dir)
+        first = dataset.train.images[: self.count], dataset.train.labels[: self.count]
+        figure = plots.samples(*first, dataset.class_names, dataset.name)
+        try:
+            figure.savefig(self.out, dpi=150)
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot write {self.out}: {error}; choose another --out") from None
+        print(f"{dataset.name}: the first {len(first[1])} training images, in {self.out}")
+        plots.show(figure)
+
+
+COMMANDS = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "plot": Plot,
+    "samples": Samples,
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs one command. Exit codes: 0 done, 2 bad input, 1 anything else."""
+    try:
+        command = _parse(args)
+        command.run()
+    except InputError as error:
+        print(f"mnist-jax: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("mnist-jax: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parse(args: Sequence[str] | None) -> Train | Evaluate | Predict | Plot | Samples:
+    """The command that `args` spell, or an InputError in one line."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog="mnist-jax", description=__doc__, args=args
+            )
+    except SystemExit as stopped:
+        if stopped.code in (0, None):
+            raise
+        # tyro draws a box of several lines: its paragraphs, up to the pointer to --help.
+        lines = [line.strip("│╭╮╰╯ \n") for line in complaint.getvalue().splitlines()[1:-1]]
+        paragraphs = re.split("─{9,}", " ".join(lines))
+        said = "; ".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        raise InputError(said) from None
+
+
+def _result(numbers: dict[str, Any]) -> str:
+    """The test result in words, the same from `train` and `evaluate`."""
+    errors, std = numbers["test_errors"], numbers["test_error_percent_std"]
+    spread = "" if std is None else f" +/- {std:.2f}"
+    over = "" if std is None else f", mean +/- std of {len(errors)} seeds"
+    return (
+        f"{numbers['dataset']} test accuracy "
+        f"{100 - numbers['test_error_percent_mean']:.2f}{spread} %{over}: "
+        f"{', '.join(map(str, errors))} of {numbers['test_images']:,} images misread, "
+        f"loss {sum(numbers['test_loss']) / len(errors):.4f}"
+    )

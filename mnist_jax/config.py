@@ -1,0 +1,152 @@
+"""All that decides a run, in one frozen dataclass: default, flag and help text stand together."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+Activation = Literal[
+    "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus", "sigmoid", "tanh"
+]
+Initializer = Literal[
+    "he_normal",
+    "he_uniform",
+    "glorot_normal",
+    "glorot_uniform",
+    "lecun_normal",
+    "lecun_uniform",
+    "orthogonal",
+]
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+class InputError(ValueError):
+    """Something a person gave cannot be used; the message says what, why and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A run is a pure function of this, the data and the seed.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    dataset: str = "auto"
+    """mnist, fashion_mnist, kmnist, emnist/SPLIT, digits, or local (your own files in --data-dir);
+    auto is mnist, or the embedded digits where mnist cannot be had."""
+
+    data_dir: Path | None = None
+    """Folder with the dataset's IDX files (plain or .gz) or Keras' mnist.npz, or that file itself.
+    Without it the variable MNIST_JAX_DATA counts, then the cache, then a download."""
+
+    validation_images: int = 0
+    """How many of the last training images are held out to watch the training."""
+
+    hidden: tuple[int, ...] = (512, 512)
+    """Width of each hidden layer; none is softmax regression."""
+
+    activation: Activation = "relu"
+    """Non-linearity after each hidden layer."""
+
+    initializer: Initializer = "he_normal"
+    """Distribution the weights start from; biases start at zero."""
+
+    input_dropout: float = 0.0
+    """Share of the pixels dropped in training."""
+
+    dropout: float = 0.2
+    """Share of the hidden units dropped in training."""
+
+    epochs: int = 10
+    """Passes over the training images."""
+
+    batch_size: int = 128
+    """Images in one step; what is left over at the end of an epoch waits for the next shuffle."""
+
+    learning_rate: float = 0.1
+    """Peak step size of SGD."""
+
+    schedule: Schedule = "cosine"
+    """How the learning rate falls, to zero at the last step unless constant."""
+
+    warmup_steps: int = 0
+    """Steps over which the learning rate first climbs from zero."""
+
+    momentum: float = 0.9
+    """Share of the last update that the next one keeps."""
+
+    nesterov: bool = False
+    """Look ahead along the momentum."""
+
+    weight_decay: float = 0.0
+    """L2 pull of the weights (not the biases) towards zero, added to the gradient."""
+
+    seed: int = 0
+    """The first seed; it decides initial weights, order of images and dropout masks."""
+
+    seeds: int = 1
+    """How many networks are trained at once, on seeds SEED, SEED + 1, ..."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if get_origin(field.type) is Literal:
+                choices = get_args(field.type)
+                value = getattr(self, field.name)
+                self._require(field.name, value in choices, f"one of {', '.join(choices)}")
+        self._require("hidden", all(width >= 1 for width in self.hidden), "widths of 1 or more")
+        for name in ("epochs", "batch_size", "seeds"):
+            self._require(name, getattr(self, name) >= 1, "1 or more")
+        for name in ("validation_images", "warmup_steps"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("input_dropout", "dropout", "momentum"):
+            self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        self._require("learning_rate", 0 < self.learning_rate < math.inf, "a number above 0")
+        self._require("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more")
+        last_seed = self.seed + self.seeds - 1
+        self._require("seed", self.seed >= 0 and last_seed < 2**32, "seeds from 0 to 4294967295")
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            value = getattr(self, name)
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} {shown} cannot be used: it takes {expected}")
+
+    @property
+    def all_seeds(self) -> range:
+        """The seed of each network."""
+        return range(self.seed, self.seed + self.seeds)
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """`config` in JSON's own types; `from_json` is the way back."""
+    fields = dataclasses.asdict(config)
+    return {
+        **fields,
+        "data_dir": None if config.data_dir is None else str(config.data_dir),
+        "hidden": list(config.hidden),
+    }
+
+
+def from_json(fields: dict[str, Any]) -> Config:
+    """The config that `to_json` wrote.
+
+    Raises:
+        InputError: a field is missing or unknown, or its value out of range.
+    """
+    names = {field.name for field in dataclasses.fields(Config)}
+    if names != set(fields):
+        wrong = ", ".join(sorted(names ^ set(fields)))
+        raise InputError(f"the config has missing or unknown fields: {wrong}")
+    data_dir = fields["data_dir"]
+    try:
+        return Config(
+            **{
+                **fields,
+                "data_dir": None if data_dir is None else Path(data_dir),
+                "hidden": tuple(fields["hidden"]),
+            }
+        )
+    except TypeError as error:
+        raise InputError(f"the config has a value of the wrong type: {error}") from None

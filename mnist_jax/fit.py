@@ -1,0 +1,161 @@
+"""The one host loop: load, train epoch by epoch, evaluate, save."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import itertools
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mnist_jax import data, population, rundir
+from mnist_jax.config import Config, to_json
+from mnist_jax.data import Dataset
+from mnist_jax.progress import Progress
+from mnist_jax.report import Run, draw, measure
+from mnist_jax.train import Recipe, default_recipe, steps_per_epoch
+
+MakeRecipe = Callable[[Config, int, int, int], Recipe]
+"""(config, pixels, classes, training images) -> recipe, as `default_recipe` does it."""
+
+
+def fit(
+    config: Config,
+    out: Path | None = None,
+    make_recipe: MakeRecipe = default_recipe,
+    started: float | None = None,
+) -> Run:
+    """Trains the networks of `config`, counts their test errors once, and keeps it all in `out`.
+
+    Args:
+        config: what to train on what.
+        out: the run folder; by default a new one under runs/, named after the time and the run.
+        make_recipe: gives the ingredients, where they are not the default ones.
+        started: `time.perf_counter()` when the process started, for the record of its time.
+
+    Raises:
+        InputError: the data, the config or the folder cannot be used; nothing is left behind.
+    """
+    seconds: dict[str, float] = {}
+    begun = time.perf_counter()
+    started = begun if started is None else started
+    seconds["startup"] = begun - started
+
+    out = out or _new_folder(config)
+    rundir.require_free(out)
+    with _timed(seconds, "data"):
+        dataset = data.load(config.dataset, config.data_dir)
+        config = _as_used(config, dataset)
+        training, validation = data.hold_out(dataset.train, config.validation_images)
+    train_images, (height, width) = len(training.labels), training.images.shape[1:]
+    recipe = make_recipe(config, height * width, len(dataset.class_names), train_images)
+    info = {
+        "train_images": train_images,
+        "validation_images": len(validation.labels),
+        "test_images": len(dataset.test.labels),
+        "image_shape": [height, width],
+        "class_names": list(dataset.class_names),
+    }
+    rundir.create(out, {**to_json(config), "data": info})
+    print(
+        f"{dataset.name}: {train_images:,} images to train on, {len(validation.labels):,} to "
+        f"validate, {len(dataset.test.labels):,} to test, {height} x {width} pixels; "
+        f"on {device_name()}",
+        flush=True,
+    )
+
+    with _timed(seconds, "compile"):
+        training, validation = jax.device_put((training, validation))
+        keys = population.keys(config.all_seeds)
+        states = population.init(recipe, keys)
+        lowered = population.train_epoch.lower(recipe, states, training, keys, config.batch_size)
+        train_epoch = lowered.compile()
+
+    seen = steps_per_epoch(train_images, config.batch_size) * config.batch_size
+    seconds |= {"train": 0.0, "evaluate": 0.0}
+    with Progress(config.epochs, config.seeds) as progress:
+        for epoch in range(1, config.epochs + 1):
+            start = time.perf_counter()
+            states, metrics = jax.block_until_ready(train_epoch(states, training, keys))
+            taken = time.perf_counter() - start
+            seconds["train"] += taken
+            record: dict[str, Any] = {
+                "epoch": epoch,
+                "step": int(states.step[0]),
+                "train_loss": metrics.loss.tolist(),
+                "train_error_percent": (100 * np.asarray(metrics.errors) / seen).tolist(),
+            }
+            if len(validation.labels):
+                with _timed(seconds, "evaluate"):
+                    evaluation = population.evaluate(recipe, states, validation)
+                    errors = np.asarray(evaluation.errors)
+                record |= {
+                    "validation_loss": evaluation.loss.tolist(),
+                    "validation_error_percent": (100 * errors / len(validation.labels)).tolist(),
+                }
+            record |= {"seconds": taken, "images_per_second": seen * config.seeds / taken}
+            rundir.append_metrics(out, record)
+            progress.epoch(record)
+
+    run = Run(out, config, (height, width), dataset.class_names, recipe, states)
+    with _timed(seconds, "save"):
+        rundir.save_checkpoint(out, int(states.step[0]), states)
+    with _timed(seconds, "evaluate"):
+        result = measure(run, dataset.test)
+    with _timed(seconds, "figures"):
+        draw(run, dataset)
+    seconds["total"] = time.perf_counter() - started
+    about = {
+        "dataset": dataset.name,
+        **{name: info[name] for name in ("train_images", "validation_images", "test_images")},
+        "seeds": list(config.all_seeds),
+        "epochs": config.epochs,
+    }
+    run_on = {"device": device_name(), "versions": _versions(), "seconds": seconds}
+    rundir.write_summary(out, {**about, **result, **run_on})
+    return run
+
+
+def device_name() -> str:
+    """The device that runs, in words."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return f"CPU ({platform.machine()}, {os.cpu_count()} cores)"
+    return device.device_kind
+
+
+def _as_used(config: Config, dataset: Dataset) -> Config:
+    """`config` with the dataset that was had, and the folder it came from."""
+    folder = config.data_dir or os.environ.get(data.DATA_VARIABLE)
+    if dataset.name == "digits" or not folder:
+        return dataclasses.replace(config, dataset=dataset.name, data_dir=None)
+    return dataclasses.replace(
+        config, dataset=dataset.name, data_dir=Path(folder).expanduser().absolute()
+    )
+
+
+def _new_folder(config: Config) -> Path:
+    layers = "x".join(map(str, config.hidden)) or "linear"
+    now = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    names = (f"{now}-{layers}{more}" for more in ("", *(f"-{n}" for n in itertools.count(2))))
+    return next(path for name in names if not (path := Path("runs") / name).exists())
+
+
+def _versions() -> dict[str, str]:
+    packages = ("mnist_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+    found = {package: importlib.metadata.version(package) for package in packages}
+    return {"python": platform.python_version(), **found}
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start

@@ -1,0 +1,171 @@
+"""Pictures: arrays or a run's metrics in, a matplotlib Figure out."""
+
+import math
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float, Integer, Num
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mnist_jax.preprocess import AnyArray
+
+TRAINING, VALIDATION = "#1f77b4", "#d95f02"
+
+
+def samples(
+    images: Num[AnyArray, "n height width"],
+    labels: Integer[AnyArray, "n"],
+    class_names: Sequence[str],
+    title: str = "",
+) -> Figure:
+    """All `images` in a grid of grey pictures, each under its label."""
+    captions = [class_names[int(label)] for label in labels]
+    return _pictures(images, captions, title, cmap="gray", vmin=0, vmax=255)
+
+
+def curves(metrics: Sequence[dict[str, Any]], title: str = "") -> Figure:
+    """Loss and accuracy by epoch: a line for the mean over seeds, a band from worst to best.
+
+    `metrics` is a record an epoch, as `metrics.jsonl` holds them.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    epochs = [record["epoch"] for record in metrics]
+    for part, color in (("train", TRAINING), ("validation", VALIDATION)):
+        if metrics[0].get(f"{part}_loss") is None:
+            continue
+        name = "training, with dropout" if part == "train" else part
+        losses = np.array([record[f"{part}_loss"] for record in metrics], float)
+        errors = np.array([record[f"{part}_error_percent"] for record in metrics], float)
+        for axes, values in ((loss, losses), (accuracy, 100 - errors)):
+            axes.plot(epochs, values.mean(axis=1), "o-", markersize=3, color=color, label=name)
+            axes.fill_between(
+                epochs, values.min(axis=1), values.max(axis=1), color=color, alpha=0.25, lw=0
+            )
+    loss.set(title="Loss (cross-entropy)", xlabel="epoch", ylim=(0, None))
+    accuracy.set(title="Accuracy (%)", xlabel="epoch", ylim=(None, 100))
+    for axes in (loss, accuracy):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    loss.legend(frameon=False)
+    seeds = len(metrics[0]["train_loss"])
+    band = f"mean of {seeds} seeds, band from lowest to highest" if seeds > 1 else ""
+    figure.suptitle(", ".join(filter(None, (title, band))))
+    return figure
+
+
+def confusion(
+    counts: Num[AnyArray, "classes classes"], class_names: Sequence[str], title: str = ""
+) -> Figure:
+    """Row: what an image is. Column: what it was read as. Colour shows the mistakes alone."""
+    classes, counts = len(class_names), np.asarray(counts)
+    size = min(max(5.0, 1.5 + 0.45 * classes), 14.0)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    mistakes = np.where(np.eye(classes, dtype=bool), 0, counts)
+    axes.imshow(mistakes, cmap="Oranges", vmax=max(mistakes.max(), 1))
+    if classes <= 20:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                bright = mistakes[row, column] > 0.6 * mistakes.max()
+                shown = f"{count:.0f}" if count == int(count) else f"{count:.1f}"
+                axes.text(
+                    *(column, row, shown),
+                    ha="center",
+                    va="center",
+                    color="white" if bright else "0.55" if row == column else "black",
+                    fontsize=9,
+                )
+    ticks, turn = range(classes), 90 if max(map(len, class_names)) > 2 else 0
+    axes.set_xticks(ticks, class_names, rotation=turn)
+    axes.set_yticks(ticks, class_names)
+    axes.set(xlabel="read as", ylabel="true class", title=title)
+    return figure
+
+
+def mistakes(
+    images: Num[AnyArray, "n height width"],
+    labels: Integer[AnyArray, "n"],
+    probabilities: Float[AnyArray, "n classes"],
+    class_names: Sequence[str],
+    title: str = "",
+    most: int = 16,
+) -> Figure:
+    """The misread images that the network was surest of, surest first."""
+    images, labels, shares = (np.asarray(array) for array in (images, labels, probabilities))
+    answers, sureness = shares.argmax(axis=1), shares.max(axis=1)
+    wrong = np.flatnonzero(answers != labels)
+    chosen = wrong[np.argsort(-sureness[wrong], kind="stable")][:most]
+    captions = [
+        f"is {class_names[int(labels[i])]}, read as {class_names[int(answers[i])]}\n"
+        f"{sureness[i]:.1%} sure"
+        for i in chosen
+    ]
+    return _pictures(images[chosen], captions, title, cmap="gray", vmin=0, vmax=255)
+
+
+def weights(
+    kernel: Float[AnyArray, "pixels units"],
+    image_shape: tuple[int, int],
+    title: str = "",
+    most: int = 36,
+) -> Figure:
+    """What each of the units with the largest weights looks for in an image.
+
+    Ink on red raises the unit's value, ink on blue lowers it. All share one colour scale.
+    """
+    kernel = np.asarray(kernel)
+    strongest = np.sort(np.argsort(-np.linalg.norm(kernel, axis=0), kind="stable")[:most])
+    pictures = kernel.T[strongest].reshape(-1, *image_shape)
+    limit = np.quantile(np.abs(pictures), 0.999) or 1.0
+    captions = [f"unit {unit}" for unit in strongest]
+    return _pictures(
+        pictures, captions, title, cmap="RdBu_r", vmin=-limit, vmax=limit, scale_label="weight"
+    )
+
+
+def show(figure: Figure) -> bool:
+    """Opens a window and waits until it is closed; False where there is no screen."""
+    if sys.platform.startswith("linux") and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
+        return False
+    from matplotlib import pyplot  # it looks for a screen when it is imported
+
+    if matplotlib.get_backend().lower() == "agg":
+        return False
+    pyplot.figure(figure)
+    pyplot.show()
+    return True
+
+
+def _pictures(
+    pictures: Num[AnyArray, "n height width"],
+    captions: Sequence[str],
+    title: str,
+    scale_label: str = "",
+    **style: Any,
+) -> Figure:
+    """A grid, as near to a square as it gets, of one picture and caption each."""
+    columns = max(1, math.ceil(math.sqrt(len(pictures))))
+    rows = max(1, math.ceil(len(pictures) / columns))
+    lines = max((caption.count("\n") + 1 for caption in captions), default=1)
+    size = (1.5 * columns + 0.2, (1.5 + 0.18 * lines) * rows + (1.1 if scale_label else 0.4))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    image = None
+    for place, picture, caption in zip(axes.flat, pictures, captions, strict=False):
+        image = place.imshow(picture, **style)
+        place.set_title(caption, fontsize=9, pad=3)
+    for place in axes.flat:
+        place.set_axis_off()
+    if scale_label and image:
+        figure.colorbar(image, ax=axes, label=scale_label, location="bottom", shrink=0.5, aspect=40)
+    figure.suptitle(title)
+    return figure

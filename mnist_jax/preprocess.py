@@ -1,0 +1,51 @@
+"""From pixels to what a network reads: pure, deterministic functions of arrays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer, Num
+
+AnyArray = Array | np.ndarray
+"""On the device or on the host."""
+
+Images = Num[AnyArray, "n height width"]
+"""Grey values in [0, 255]: uint8 as loaded, float32 once deformed."""
+
+Inputs = Float[AnyArray, "n pixels"]
+"""What a network reads."""
+
+Labels = Integer[AnyArray, "n"]
+"""Class numbers from 0."""
+
+
+def scale(images: Images) -> Float[AnyArray, "n height width"]:
+    """Grey values from [0, 255] to float32 in [0, 1]."""
+    return images.astype(jnp.float32) / 255
+
+
+def flatten(images: Images) -> Num[AnyArray, "n pixels"]:
+    """Each image as one row of pixels, top row first."""
+    return images.reshape(len(images), -1)
+
+
+def to_inputs(images: Images) -> Inputs:
+    """What the network reads: `images` scaled into [0, 1] and flattened."""
+    return flatten(scale(images))
+
+
+def standardize(
+    inputs: Inputs,
+    mean: Float[AnyArray, "*pixels"] | float,
+    std: Float[AnyArray, "*pixels"] | float,
+) -> Inputs:
+    """`inputs` shifted and scaled to zero mean and unit variance, given the training set's own.
+
+    `mean` and `std` are numbers, or rows with one entry a pixel. A pixel that never varies
+    (`std` 0) becomes 0 on the training set rather than a division by zero.
+    """
+    return (inputs - mean) / jnp.where(jnp.asarray(std) > 0, std, 1)
+
+
+def one_hot(labels: Labels, classes: int) -> Float[Array, "n classes"]:
+    """Label k as a row of zeros with a one at place k."""
+    return jax.nn.one_hot(labels, classes)

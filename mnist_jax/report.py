@@ -1,0 +1,113 @@
+"""What a trained run is worth: its test errors, its answers and its figures."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from mnist_jax import data, population, rundir
+from mnist_jax.config import Config, InputError, from_json
+from mnist_jax.data import Dataset, Examples
+from mnist_jax.preprocess import Images
+from mnist_jax.train import Recipe, TrainState, default_recipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Run(NamedTuple):
+    """A trained population, fresh or read back from its folder."""
+
+    path: Path
+    config: Config
+    image_shape: tuple[int, int]
+    class_names: tuple[str, ...]
+    recipe: Recipe
+    states: TrainState  # each leaf with a leading axis of seeds
+
+
+def load_run(path: Path) -> Run:
+    """The run that `fit` kept in `path`, with the default recipe of its config.
+
+    Raises:
+        InputError: there is no such run, or it is damaged or unfinished.
+    """
+    kept = rundir.read_config(path)
+    try:
+        info = kept.pop("data")
+        config = from_json(kept)
+        height, width = info["image_shape"]
+        class_names, images = tuple(info["class_names"]), int(info["train_images"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path / 'config.json'} cannot be used ({error!r})") from None
+    recipe = default_recipe(config, height * width, len(class_names), images)
+    keys = population.keys(config.all_seeds)
+    states = jax.eval_shape(partial(population.init, recipe), keys)
+    states = rundir.load_checkpoint(path, states)
+    return Run(path, config, (height, width), class_names, recipe, states)
+
+
+def load_data(run: Run) -> Dataset:
+    """The data that `run` was trained on."""
+    return data.load(run.config.dataset, run.config.data_dir)
+
+
+def measure(run: Run, examples: Examples) -> dict[str, Any]:
+    """What goes into the summary about the test set; std is over seeds (n - 1), None for one."""
+    evaluation = jax.device_get(population.evaluate(run.recipe, run.states, examples))
+    percent = 100 * evaluation.errors.astype(float) / len(examples.labels)
+    counts = evaluation.confusion.sum(axis=0)
+    by_class = 100 * np.diag(counts) / np.maximum(counts.sum(axis=1), 1)
+    return {
+        "test_errors": evaluation.errors.tolist(),
+        "test_error_percent_mean": float(percent.mean()),
+        "test_error_percent_std": float(percent.std(ddof=1)) if len(percent) > 1 else None,
+        "test_loss": evaluation.loss.tolist(),
+        "class_accuracy_percent": dict(zip(run.class_names, by_class.tolist(), strict=True)),
+        "confusion": counts.tolist(),  # over all seeds
+    }
+
+
+def probabilities(run: Run, images: Images) -> Float[np.ndarray, "n classes"]:
+    """What the network of the first seed makes of `images`."""
+    logits = population.predict(run.recipe, run.states, images)[0]
+    return np.asarray(jax.nn.softmax(logits))
+
+
+def draw(run: Run, dataset: Dataset) -> list[str]:
+    """Saves the run's figures, of the first seed where they show one network; their names."""
+    from mnist_jax import plots  # matplotlib takes half a second
+
+    name, test = dataset.name, dataset.test
+    answers = probabilities(run, test.images)
+    counts = np.zeros((len(run.class_names),) * 2, int)
+    np.add.at(counts, (test.labels, answers.argmax(axis=1)), 1)
+    network = f"{name}, seed {run.config.seed}"
+    figures: dict[str, Figure] = {
+        "samples": plots.samples(
+            dataset.train.images[:4], dataset.train.labels[:4], run.class_names, name
+        ),
+        "curves": plots.curves(rundir.read_metrics(run.path), name),
+        "confusion": plots.confusion(
+            counts, run.class_names, f"{network}: how {len(answers):,} test images were read"
+        ),
+        "mistakes": plots.mistakes(
+            *(test.images, test.labels, answers, run.class_names),
+            f"{network}: the surest mistakes",
+        ),
+    }
+    pixels = run.image_shape[0] * run.image_shape[1]
+    kernels = [
+        leaf[0]
+        for leaf in jax.tree.leaves(run.states.params)
+        if leaf.ndim == 3 and leaf.shape[1] == pixels
+    ]
+    if kernels:
+        title = f"{network}: first layer (ink on red excites the unit, on blue inhibits)"
+        figures["weights"] = plots.weights(np.asarray(kernels[0]), run.image_shape, title)
+    for figure_name, figure in figures.items():
+        rundir.save_figure(run.path, figure_name, figure)
+    return list(figures)

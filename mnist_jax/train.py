@@ -1,0 +1,189 @@
+"""Training as pure functions: state in, state out.
+
+Each function handles one network. `jax.vmap` over the state and the key makes it a population,
+and `jax.jit` makes it fast; neither changes what is computed.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from mnist_jax.config import Config, InputError
+from mnist_jax.data import Examples
+from mnist_jax.model import Model, PyTree, mlp
+from mnist_jax.optim import sgd
+from mnist_jax.preprocess import Images, Inputs, Labels, one_hot, to_inputs
+
+EVALUATION_BATCH = 1000
+"""Images evaluated at once. It is fixed so that one image gets the same logits in any company."""
+
+INIT, ORDER, NOISE = range(3)
+"""The streams of random numbers that a seed's key splits into."""
+
+Logits = Float[Array, "n classes"]
+Loss = Callable[
+    [Model, PyTree, PyTree, Inputs, Labels, Key[Array, ""]],
+    tuple[Float[Array, ""], tuple[Logits, PyTree]],
+]
+
+
+class TrainState(NamedTuple):
+    """All that changes while a network trains."""
+
+    params: PyTree
+    model_state: PyTree  # what else the network carries; {} for an MLP
+    opt_state: PyTree
+    step: Int[Array, ""]
+
+
+class Metrics(NamedTuple):
+    """How the training batches went, dropout included."""
+
+    loss: Float[Array, ""]  # mean over the images
+    errors: Int[Array, ""]  # images misread
+
+
+class Evaluation(NamedTuple):
+    """How a set of images is read, each counted once."""
+
+    loss: Float[Array, "*seeds"]  # mean over the images
+    confusion: Int[Array, "*seeds classes classes"]  # [i, j]: images of class i read as class j
+
+    @property
+    def errors(self) -> Int[Array, "*seeds"]:
+        """Images misread."""
+        return self.confusion.sum((-2, -1)) - jnp.trace(self.confusion, axis1=-2, axis2=-1)
+
+
+def cross_entropy(
+    model: Model,
+    params: PyTree,
+    model_state: PyTree,
+    inputs: Inputs,
+    labels: Labels,
+    key: Key[Array, ""],
+) -> tuple[Float[Array, ""], tuple[Logits, PyTree]]:
+    """Mean cross-entropy of softmax(logits) with the labels, and the logits it came from."""
+    logits, model_state = model.apply(params, model_state, inputs, key)
+    losses = optax.softmax_cross_entropy(logits, one_hot(labels, logits.shape[-1]))
+    return losses.mean(), (logits, model_state)
+
+
+def as_they_are(key: Key[Array, ""], images: Images) -> Images:
+    """No augmentation."""
+    return images
+
+
+class Recipe(NamedTuple):
+    """The ingredients of a training run: pure functions, hence static under `jit`.
+
+    To try another loss, network, optimizer, preprocessing or augmentation, replace a field.
+    """
+
+    model: Model
+    optimizer: optax.GradientTransformation
+    loss: Loss = cross_entropy
+    preprocess: Callable[[Images], Inputs] = to_inputs
+    augment: Callable[[Key[Array, ""], Images], Images] = as_they_are  # grey values in [0, 255]
+
+
+def default_recipe(config: Config, pixels: int, classes: int, train_images: int) -> Recipe:
+    """The recipe that `config` describes for data of this size.
+
+    Raises:
+        InputError: there are fewer images than one batch takes, or the warm-up never ends.
+    """
+    steps = config.epochs * steps_per_epoch(train_images, config.batch_size)
+    return Recipe(mlp(config, pixels, classes), sgd(config, steps))
+
+
+def steps_per_epoch(train_images: int, batch_size: int) -> int:
+    """Whole batches in an epoch.
+
+    Raises:
+        InputError: there is not one.
+    """
+    if batch_size > train_images:
+        raise InputError(
+            f"--batch-size {batch_size} cannot be used: it takes at most "
+            f"the {train_images} training images"
+        )
+    return train_images // batch_size
+
+
+def init(recipe: Recipe, key: Key[Array, ""]) -> TrainState:
+    """The state of step 0."""
+    params, model_state = recipe.model.init(jax.random.fold_in(key, INIT))
+    return TrainState(params, model_state, recipe.optimizer.init(params), jnp.int32(0))
+
+
+@partial(jax.jit, static_argnames="recipe")
+def train_step(
+    recipe: Recipe, state: TrainState, images: Images, labels: Labels, key: Key[Array, ""]
+) -> tuple[TrainState, Metrics]:
+    """One step of gradient descent. `key` is the seed's; the step number makes it this step's."""
+    noise = jax.random.fold_in(jax.random.fold_in(key, NOISE), state.step)
+    augment_key, loss_key = jax.random.split(noise)
+    inputs = recipe.preprocess(recipe.augment(augment_key, images))
+
+    def loss_of(params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
+        return recipe.loss(recipe.model, params, state.model_state, inputs, labels, loss_key)
+
+    (loss, (logits, model_state)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+        state.params
+    )
+    updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    errors = jnp.sum(jnp.argmax(logits, axis=-1) != labels)
+    return TrainState(params, model_state, opt_state, state.step + 1), Metrics(loss, errors)
+
+
+@partial(jax.jit, static_argnames=("recipe", "batch_size"))
+def train_epoch(
+    recipe: Recipe, state: TrainState, examples: Examples, key: Key[Array, ""], batch_size: int
+) -> tuple[TrainState, Metrics]:
+    """One pass over the images in a fresh order, as one scan.
+
+    Returns the state after it, and the mean loss and the count of errors along the way.
+    """
+    images, labels = examples
+    steps = steps_per_epoch(len(labels), batch_size)
+    epoch_key = jax.random.fold_in(jax.random.fold_in(key, ORDER), state.step // steps)
+    order = jax.random.permutation(epoch_key, len(labels))[: steps * batch_size]
+
+    def step(state: TrainState, batch: Int[Array, "batch"]) -> tuple[TrainState, Metrics]:
+        return train_step(recipe, state, images[batch], labels[batch], key)
+
+    state, metrics = jax.lax.scan(step, state, order.reshape(steps, batch_size))
+    return state, Metrics(metrics.loss.mean(), metrics.errors.sum())
+
+
+@partial(jax.jit, static_argnames="recipe")
+def predict(recipe: Recipe, state: TrainState, images: Images) -> Logits:
+    """The logits of each image, dropout off."""
+    batches = -(-len(images) // EVALUATION_BATCH)
+    missing = batches * EVALUATION_BATCH - len(images)
+    padded = jnp.pad(images, ((0, missing), (0, 0), (0, 0)))
+
+    def logits_of(batch: Images) -> Logits:
+        inputs = recipe.preprocess(batch)
+        return recipe.model.apply(state.params, state.model_state, inputs, None)[0]
+
+    logits = jax.lax.map(logits_of, padded.reshape(batches, EVALUATION_BATCH, *images.shape[1:]))
+    return logits.reshape(-1, logits.shape[-1])[: len(images)]
+
+
+@partial(jax.jit, static_argnames="recipe")
+def evaluate(recipe: Recipe, state: TrainState, examples: Examples) -> Evaluation:
+    """Loss and confusion matrix over all of `examples`."""
+    logits = predict(recipe, state, examples.images)
+    classes = logits.shape[-1]
+    loss = optax.softmax_cross_entropy(logits, one_hot(examples.labels, classes)).mean()
+    answers = jnp.argmax(logits, axis=-1)
+    confusion = jnp.zeros((classes, classes), jnp.int32).at[examples.labels, answers].add(1)
+    return Evaluation(loss, confusion)
