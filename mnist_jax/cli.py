@@ -120,10 +120,11 @@ class Plot:
 
     def run(self) -> None:
         """Prints the path of each figure."""
+        from mnist_jax import rundir
         from mnist_jax.report import draw, load_data, load_run
 
         run = load_run(self.run_folder)
-        for name in draw(run, load_data(run)):
+        for name in draw(run, load_data(run), rundir.read_summary(run.path)):
             print(run.path / "figures" / f"{name}.png")
 
 

@@ -67,7 +67,7 @@ class Config:
     learning_rate: float = 0.1
     """Peak step size of SGD."""
 
-    schedule: Schedule = "cosine"
+    schedule: Schedule = "linear"
     """How the learning rate falls, to zero at the last step unless constant."""
 
     warmup_steps: int = 0
@@ -79,7 +79,7 @@ class Config:
     nesterov: bool = False
     """Look ahead along the momentum."""
 
-    weight_decay: float = 0.0
+    weight_decay: float = 2e-4
     """L2 pull of the weights (not the biases) towards zero, added to the gradient."""
 
     seed: int = 0

@@ -160,6 +160,7 @@ def _checked(name: str, arrays: Arrays) -> Dataset:
             f"{name} has training images of {x_train.shape[1:]} pixels but test images of "
             f"{x_test.shape[1:]}; get the files from one source"
         )
+    arrays = (x_train, y_train.astype(np.uint8), x_test, y_test.astype(np.uint8))
     if name == "mnist":
         for array, idx_name, expected in zip(arrays, IDX_NAMES, MNIST_SHA256, strict=True):
             if (found := sha256_as_idx(array)) != expected:
@@ -167,5 +168,4 @@ def _checked(name: str, arrays: Arrays) -> Dataset:
                     f"{idx_name} is not MNIST's: its SHA-256 is {found}, expected {expected}; "
                     "get the official file, or use your own data with --dataset local"
                 )
-    train, test = Examples(x_train, y_train), Examples(x_test, y_test)
-    return Dataset(name, train, test, class_names)
+    return Dataset(name, Examples(*arrays[:2]), Examples(*arrays[2:]), class_names)

@@ -18,7 +18,7 @@ import numpy as np
 from mnist_jax import data, population, rundir
 from mnist_jax.config import Config, to_json
 from mnist_jax.data import Dataset
-from mnist_jax.progress import Progress
+from mnist_jax.progress import progress
 from mnist_jax.report import Run, draw, measure
 from mnist_jax.train import Recipe, default_recipe, steps_per_epoch
 
@@ -48,8 +48,8 @@ def fit(
     started = begun if started is None else started
     seconds["startup"] = begun - started
 
-    out = out or _new_folder(config)
-    rundir.require_free(out)
+    if out:
+        rundir.require_free(out)
     with _timed(seconds, "data"):
         dataset = data.load(config.dataset, config.data_dir)
         config = _as_used(config, dataset)
@@ -63,6 +63,7 @@ def fit(
         "image_shape": [height, width],
         "class_names": list(dataset.class_names),
     }
+    out = out or _new_folder(config)
     rundir.create(out, {**to_json(config), "data": info})
     print(
         f"{dataset.name}: {train_images:,} images to train on, {len(validation.labels):,} to "
@@ -80,7 +81,7 @@ def fit(
 
     seen = steps_per_epoch(train_images, config.batch_size) * config.batch_size
     seconds |= {"train": 0.0, "evaluate": 0.0}
-    with Progress(config.epochs, config.seeds) as progress:
+    with progress(config.epochs, config.seeds) as show:
         for epoch in range(1, config.epochs + 1):
             start = time.perf_counter()
             states, metrics = jax.block_until_ready(train_epoch(states, training, keys))
@@ -102,24 +103,25 @@ def fit(
                 }
             record |= {"seconds": taken, "images_per_second": seen * config.seeds / taken}
             rundir.append_metrics(out, record)
-            progress.epoch(record)
+            show(record)
 
     run = Run(out, config, (height, width), dataset.class_names, recipe, states)
     with _timed(seconds, "save"):
         rundir.save_checkpoint(out, int(states.step[0]), states)
     with _timed(seconds, "evaluate"):
         result = measure(run, dataset.test)
-    with _timed(seconds, "figures"):
-        draw(run, dataset)
-    seconds["total"] = time.perf_counter() - started
     about = {
         "dataset": dataset.name,
         **{name: info[name] for name in ("train_images", "validation_images", "test_images")},
-        "seeds": list(config.all_seeds),
-        "epochs": config.epochs,
+        **{"seed": config.seed, "seeds": config.seeds, "epochs": config.epochs},
     }
     run_on = {"device": device_name(), "versions": _versions(), "seconds": seconds}
-    rundir.write_summary(out, {**about, **result, **run_on})
+    try:
+        with _timed(seconds, "figures"):
+            draw(run, dataset, result)
+    finally:  # the result is worth more than its pictures
+        seconds["total"] = time.perf_counter() - started
+        rundir.write_summary(out, {**about, **result, **run_on})
     return run
 
 
@@ -143,9 +145,10 @@ def _as_used(config: Config, dataset: Dataset) -> Config:
 
 def _new_folder(config: Config) -> Path:
     layers = "x".join(map(str, config.hidden)) or "linear"
-    now = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    names = (f"{now}-{layers}{more}" for more in ("", *(f"-{n}" for n in itertools.count(2))))
-    return next(path for name in names if not (path := Path("runs") / name).exists())
+    when = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    name = f"{when}-{config.dataset.replace('/', '-')}-{layers}"
+    paths = (Path("runs") / (f"{name}-{n}" if n > 1 else name) for n in itertools.count(1))
+    return next(path for path in paths if not path.exists())
 
 
 def _versions() -> dict[str, str]:

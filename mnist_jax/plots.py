@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mnist_jax.preprocess import AnyArray
 
-TRAINING, VALIDATION = "#1f77b4", "#d95f02"
+TRAINING, VALIDATION, TEST = "#1f77b4", "#d95f02", "black"
 
 
 def samples(
@@ -28,10 +28,11 @@ def samples(
     return _pictures(images, captions, title, cmap="gray", vmin=0, vmax=255)
 
 
-def curves(metrics: Sequence[dict[str, Any]], title: str = "") -> Figure:
-    """Loss and accuracy by epoch: a line for the mean over seeds, a band from worst to best.
+def curves(metrics: Sequence[dict[str, Any]], summary: dict[str, Any], title: str = "") -> Figure:
+    """Loss and accuracy by epoch: a line for the mean over seeds, a band from lowest to highest.
 
-    `metrics` is a record an epoch, as `metrics.jsonl` holds them.
+    `metrics` is a record an epoch, as metrics.jsonl holds them; `summary` gives the test result,
+    a star at the end, as it is measured once.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
@@ -47,6 +48,9 @@ def curves(metrics: Sequence[dict[str, Any]], title: str = "") -> Figure:
             axes.fill_between(
                 epochs, values.min(axis=1), values.max(axis=1), color=color, alpha=0.25, lw=0
             )
+    star = {"marker": "*", "markersize": 11, "color": TEST, "linestyle": "none", "label": "test"}
+    loss.plot(epochs[-1], np.mean(summary["test_loss"]), **star)
+    accuracy.plot(epochs[-1], 100 - summary["test_error_percent_mean"], **star)
     loss.set(title="Loss (cross-entropy)", xlabel="epoch", ylim=(0, None))
     accuracy.set(title="Accuracy (%)", xlabel="epoch", ylim=(None, 100))
     for axes in (loss, accuracy):
@@ -104,7 +108,7 @@ def mistakes(
     chosen = wrong[np.argsort(-sureness[wrong], kind="stable")][:most]
     captions = [
         f"is {class_names[int(labels[i])]}, read as {class_names[int(answers[i])]}\n"
-        f"{sureness[i]:.1%} sure"
+        f"{math.floor(1000 * sureness[i]) / 10} % sure"
         for i in chosen
     ]
     return _pictures(images[chosen], captions, title, cmap="gray", vmin=0, vmax=255)
@@ -152,20 +156,37 @@ def _pictures(
     scale_label: str = "",
     **style: Any,
 ) -> Figure:
-    """A grid, as near to a square as it gets, of one picture and caption each."""
-    columns = max(1, math.ceil(math.sqrt(len(pictures))))
-    rows = max(1, math.ceil(len(pictures) / columns))
+    """A grid, as near to a square as it gets, of one picture and caption each.
+
+    It is drawn as one mosaic: an axes for each of 36 pictures takes seconds.
+    """
+    count, height, width = pictures.shape
+    columns = max(1, math.ceil(math.sqrt(count)))
+    rows = max(1, math.ceil(count / columns))
     lines = max((caption.count("\n") + 1 for caption in captions), default=1)
-    size = (1.5 * columns + 0.2, (1.5 + 0.18 * lines) * rows + (1.1 if scale_label else 0.4))
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    image = None
-    for place, picture, caption in zip(axes.flat, pictures, captions, strict=False):
-        image = place.imshow(picture, **style)
-        place.set_title(caption, fontsize=9, pad=3)
-    for place in axes.flat:
-        place.set_axis_off()
-    if scale_label and image:
-        figure.colorbar(image, ax=axes, label=scale_label, location="bottom", shrink=0.5, aspect=40)
-    figure.suptitle(title)
+    inches = 1.5  # the width of a picture, and 0.19 for a line of caption above it
+    above, gap = 0.19 * lines / inches * width, 0.08 * width
+    down, across = height + above + gap, width + gap
+
+    foot = 0.8 if scale_label else 0.0
+    size = np.array([across * columns, down * rows]) * inches / width
+    figure = Figure(figsize=(size[0] + 0.2, size[1] + 0.5 + foot))
+    whole = np.array([figure.get_figwidth(), figure.get_figheight()])
+    axes = figure.add_axes((*np.divide((0.1, 0.1 + foot), whole), *(size / whole)))
+    for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        top, left = place // columns * down + above, place % columns * across + gap / 2
+        image = axes.imshow(picture, extent=(left, left + width, top + height, top), **style)
+        axes.text(
+            *(left + width / 2, top - 0.02 * width, caption),
+            ha="center",
+            va="bottom",
+            fontsize=9,
+            linespacing=1.1,
+        )
+    axes.set(xlim=(0, across * columns), ylim=(down * rows, 0))
+    axes.set_axis_off()
+    if scale_label and count:
+        bar = figure.add_axes((0.25, 0.5 / whole[1], 0.5, 0.12 / whole[1]))
+        figure.colorbar(image, cax=bar, label=scale_label, orientation="horizontal")
+    figure.suptitle(title, y=1 - 0.12 / whole[1], va="top")
     return figure

@@ -43,7 +43,8 @@ def standardize(
     `mean` and `std` are numbers, or rows with one entry a pixel. A pixel that never varies
     (`std` 0) becomes 0 on the training set rather than a division by zero.
     """
-    return (inputs - mean) / jnp.where(jnp.asarray(std) > 0, std, 1)
+    mean, std = (jnp.broadcast_to(value, inputs.shape) for value in (mean, std))
+    return (inputs - mean) / jnp.where(std > 0, std, 1)
 
 
 def one_hot(labels: Labels, classes: int) -> Float[Array, "n classes"]:

@@ -57,12 +57,12 @@ def load_data(run: Run) -> Dataset:
 
 def measure(run: Run, examples: Examples) -> dict[str, Any]:
     """What goes into the summary about the test set; std is over seeds (n - 1), None for one."""
-    evaluation = jax.device_get(population.evaluate(run.recipe, run.states, examples))
-    percent = 100 * evaluation.errors.astype(float) / len(examples.labels)
-    counts = evaluation.confusion.sum(axis=0)
+    evaluation = population.evaluate(run.recipe, run.states, examples)
+    errors, counts = np.asarray(evaluation.errors), np.asarray(evaluation.confusion).sum(axis=0)
+    percent = 100 * errors / len(examples.labels)
     by_class = 100 * np.diag(counts) / np.maximum(counts.sum(axis=1), 1)
     return {
-        "test_errors": evaluation.errors.tolist(),
+        "test_errors": errors.tolist(),
         "test_error_percent_mean": float(percent.mean()),
         "test_error_percent_std": float(percent.std(ddof=1)) if len(percent) > 1 else None,
         "test_loss": evaluation.loss.tolist(),
@@ -77,8 +77,8 @@ def probabilities(run: Run, images: Images) -> Float[np.ndarray, "n classes"]:
     return np.asarray(jax.nn.softmax(logits))
 
 
-def draw(run: Run, dataset: Dataset) -> list[str]:
-    """Saves the run's figures, of the first seed where they show one network; their names."""
+def draw(run: Run, dataset: Dataset, summary: dict[str, Any]) -> list[str]:
+    """Saves the run's figures and returns their names. The first seed stands for all but curves."""
     from mnist_jax import plots  # matplotlib takes half a second
 
     name, test = dataset.name, dataset.test
@@ -90,7 +90,7 @@ def draw(run: Run, dataset: Dataset) -> list[str]:
         "samples": plots.samples(
             dataset.train.images[:4], dataset.train.labels[:4], run.class_names, name
         ),
-        "curves": plots.curves(rundir.read_metrics(run.path), name),
+        "curves": plots.curves(rundir.read_metrics(run.path), summary, name),
         "confusion": plots.confusion(
             counts, run.class_names, f"{network}: how {len(answers):,} test images were read"
         ),

@@ -10,8 +10,10 @@ Every file is whole or absent: it is written under another name and renamed.
 """
 
 import json
+import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,13 +98,12 @@ def save_checkpoint(run: Path, step: int, state: PyTree) -> None:
     from orbax.checkpoint import v1 as ocp  # half a second
 
     folder = run / "checkpoints"
-    with _disk_errors(folder):
-        try:
+    try:
+        with _without_tracebacks():
             ocp.save(str(folder.absolute() / str(step)), state)
-        except Exception as error:
-            # The array store reports a full disk as a ValueError with the system's words in it.
-            shutil.rmtree(folder, ignore_errors=True)
-            raise OSError(None, " ".join(str(error).split())[:200]) from None
+    except (OSError, ValueError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise _cannot_write(folder, error) from None
 
 
 def load_checkpoint(run: Path, like: PyTree) -> PyTree:
@@ -119,7 +120,8 @@ def load_checkpoint(run: Path, like: PyTree) -> PyTree:
     )
     path = folder.absolute() / str(max(steps))
     try:
-        return ocp.load(str(path), abstract)
+        with _without_tracebacks():
+            return ocp.load(str(path), abstract)
     except Exception as error:  # whatever a damaged file makes the array store raise
         raise InputError(
             f"{path} cannot be read ({' '.join(str(error).split())[:200]}); train the run anew"
@@ -172,10 +174,27 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; "
-            "free some space or choose another --out"
-        ) from None
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: OSError | ValueError) -> InputError:
+    reason = error.strerror if isinstance(error, OSError) else None
+    if number := re.search(r"os_error_code='(\d+)'", str(error)):  # from the array store
+        reason = os.strerror(int(number[1]))
+    reason = reason or " ".join(str(error).split())[:200]
+    return InputError(f"cannot write {path}: {reason}; free some space or choose another --out")
+
+
+@contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Keeps Orbax from logging the errors that it raises anyway."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _finite(value: Any) -> Any:

@@ -143,7 +143,7 @@ def _read_bytes(file: Path) -> bytes:
 def _read_npz(file: Path) -> Arrays:
     """The four arrays of a file like Keras' mnist.npz."""
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return tuple(archive[key] for key in NPZ_KEYS)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(

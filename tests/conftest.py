@@ -1,0 +1,63 @@
+"""Strict rules for every test, and the data they share."""
+
+import os
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+# Shapes and types of public functions are checked while the tests run.
+install_import_hook("mnist_jax", "beartype.beartype")
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+MNIST_DIR = os.environ.pop("MNIST_JAX_DATA", None)  # only tests that ask for MNIST see it
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's cache or data folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.delenv("MNIST_JAX_DATA", raising=False)
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> Path:
+    """The folder with the official files, as MNIST_JAX_DATA names it."""
+    if MNIST_DIR is None:
+        pytest.skip("set MNIST_JAX_DATA to a folder with the MNIST files to run this test")
+    return Path(MNIST_DIR)
+
+
+@pytest.fixture(scope="session")
+def mnist(mnist_dir):
+    from mnist_jax import data
+
+    return data.load("mnist", mnist_dir)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    from mnist_jax import data
+
+    return data.load("digits")
+
+
+def tiny_arrays(train=40, test=20, height=3, width=2, classes=3):
+    """Arrays of a data set that anyone can read: pixel values random, labels 0 1 2 0 1 2 ..."""
+    random = np.random.default_rng(0)
+    return (
+        random.integers(0, 256, (train, height, width), np.uint8),
+        np.arange(train, dtype=np.uint8) % classes,
+        random.integers(0, 256, (test, height, width), np.uint8),
+        np.arange(test, dtype=np.uint8) % classes,
+    )
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """An IDX file of unsigned bytes, written after the format's description."""
+    sizes = b"".join(np.array(size, ">u4").tobytes() for size in array.shape)
+    return b"\x00\x00\x08" + bytes([array.ndim]) + sizes + array.tobytes()

@@ -1,0 +1,83 @@
+import dataclasses
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mnist_jax.config import Config, InputError, from_json, to_json
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden", (512, 0)),
+        ("hidden", (-1,)),
+        ("epochs", 0),
+        ("epochs", -3),
+        ("batch_size", 0),
+        ("seeds", 0),
+        ("validation_images", -1),
+        ("warmup_steps", -1),
+        ("dropout", 1.0),
+        ("dropout", -0.1),
+        ("dropout", math.nan),
+        ("input_dropout", 1.5),
+        ("momentum", 1.0),
+        ("learning_rate", 0.0),
+        ("learning_rate", -1.0),
+        ("learning_rate", math.inf),
+        ("learning_rate", math.nan),
+        ("weight_decay", -1e-4),
+        ("seed", -1),
+        ("seed", 2**32),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_flag(field, value):
+    with pytest.raises(InputError) as caught:
+        Config(**{field: value})
+    message = str(caught.value)
+    assert message.startswith("--" + field.replace("_", "-"))
+    assert "it takes" in message
+    assert "\n" not in message
+
+
+def test_the_last_seed_must_fit_too():
+    Config(seed=2**32 - 2, seeds=2)
+    with pytest.raises(InputError, match="--seed"):
+        Config(seed=2**32 - 2, seeds=3)
+
+
+@given(
+    hidden=st.lists(st.integers(1, 9999), max_size=4).map(tuple),
+    dropout=st.floats(0, 0.99),
+    data_dir=st.none() | st.just("some/where"),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_json_keeps_everything(hidden, dropout, data_dir, seed):
+    from pathlib import Path
+
+    config = Config(hidden=hidden, dropout=dropout, seed=seed, data_dir=data_dir and Path(data_dir))
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+@pytest.mark.parametrize(
+    "change", [{"epochs": "ten"}, {"hidden": 5}, {"layers": 3}, {"dropout": None}]
+)
+def test_a_strange_config_file_is_an_input_error(change):
+    with pytest.raises(InputError):
+        from_json({**to_json(Config()), **change})
+
+
+def test_a_missing_field_is_named():
+    fields = to_json(Config())
+    del fields["momentum"]
+    with pytest.raises(InputError, match="momentum"):
+        from_json(fields)
+
+
+def test_config_is_hashable_and_frozen():
+    assert len({Config(), Config(), Config(seed=1)}) == 2
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().epochs = 3  # type: ignore[misc]

@@ -1,0 +1,217 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mnist_jax import data, population, rundir
+from mnist_jax.config import Config, InputError
+from mnist_jax.fit import fit
+from mnist_jax.report import draw, load_data, load_run, measure, probabilities
+from mnist_jax.train import default_recipe
+
+SMALL = Config(dataset="digits", hidden=(16,), epochs=3, batch_size=32, seeds=2)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fit(SMALL, tmp_path_factory.mktemp("runs") / "small")
+
+
+def test_a_run_leaves_all_that_the_design_promises(run):
+    names = {str(path.relative_to(run.path)) for path in run.path.rglob("*")}
+    assert {"config.json", "metrics.jsonl", "summary.json", "checkpoints"} <= names
+    figures = {path.stem for path in (run.path / "figures").glob("*.png")}
+    assert figures == {"samples", "curves", "confusion", "mistakes", "weights"}
+    summary = rundir.read_summary(run.path)
+    assert summary["dataset"] == "digits"
+    assert (summary["train_images"], summary["test_images"]) == (1437, 360)
+    assert (summary["seeds"], summary["epochs"]) == (2, 3)
+    assert set(summary["seconds"]) >= {
+        *("startup", "data", "compile", "train", "evaluate", "total")
+    }
+    assert {"jax", "flax", "python"} <= set(summary["versions"])
+    assert summary["device"]
+
+
+def test_the_summary_is_right(run, digits):
+    """Counted again in plain NumPy from the weights."""
+    errors, losses = [], []
+    for seed in range(2):
+        x = digits.test.images.reshape(360, -1) / 255
+        for name in ("Dense_0", "Dense_1"):
+            layer = run.states.params[name]
+            kernel, bias = (np.asarray(layer[part][seed], float) for part in ("kernel", "bias"))
+            x = x @ kernel + bias
+            x = np.maximum(x, 0) if name == "Dense_0" else x
+        errors.append(int((x.argmax(1) != digits.test.labels).sum()))
+        shares = np.exp(x) / np.exp(x).sum(1, keepdims=True)
+        losses.append(-np.log(shares[np.arange(360), digits.test.labels]).mean())
+    summary = rundir.read_summary(run.path)
+    assert summary["test_errors"] == errors
+    np.testing.assert_allclose(summary["test_loss"], losses, rtol=1e-4)
+    a, b = (100 * count / 360 for count in errors)
+    assert summary["test_error_percent_mean"] == pytest.approx((a + b) / 2)
+    assert summary["test_error_percent_std"] == pytest.approx(abs(a - b) / 2**0.5)
+    confusion = np.array(summary["confusion"])
+    assert confusion.sum() == 2 * 360
+    assert confusion.sum() - np.trace(confusion) == sum(errors)
+    for name, percent in summary["class_accuracy_percent"].items():
+        row = confusion[int(name)]
+        assert percent == pytest.approx(100 * row[int(name)] / row.sum())
+
+
+def test_metrics_have_a_line_an_epoch_and_an_entry_a_seed(run):
+    records = rundir.read_metrics(run.path)
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+    assert [record["step"] for record in records] == [44, 88, 132]
+    for record in records:
+        assert len(record["train_loss"]) == len(record["train_error_percent"]) == 2
+        assert record["images_per_second"] > 0
+        assert "validation_loss" not in record
+
+
+def test_the_run_folder_gives_back_the_run(run):
+    again = load_run(run.path)
+    assert again.config == run.config
+    assert (again.image_shape, again.class_names) == (run.image_shape, run.class_names)
+    jax.tree.map(np.testing.assert_array_equal, again.states, run.states)
+    result = measure(again, load_data(again).test)
+    summary = rundir.read_summary(run.path)
+    assert result == {name: summary[name] for name in result}
+
+
+def test_the_same_run_twice_has_the_same_bits(run, tmp_path):
+    again = fit(SMALL, tmp_path / "again")
+    jax.tree.map(np.testing.assert_array_equal, again.states, run.states)
+
+    def without_time(path):
+        return [
+            {name: value for name, value in record.items() if "second" not in name}
+            for record in rundir.read_metrics(path)
+        ]
+
+    assert without_time(again.path) == without_time(run.path)
+
+
+def test_another_seed_is_another_run(run, tmp_path):
+    other = fit(Config(**{**vars(SMALL), "seed": 1, "seeds": 1}), tmp_path / "other")
+    kernel = other.states.params["Dense_0"]["kernel"]
+    member = run.states.params["Dense_0"]["kernel"]
+    np.testing.assert_allclose(kernel[0], member[1], rtol=1e-3, atol=1e-5)  # SMALL has seeds 0, 1
+    assert not np.allclose(kernel[0], member[0])
+
+
+def test_probabilities_are_those_of_the_first_seed(run, digits):
+    shares = probabilities(run, digits.test.images)
+    np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-5)
+    errors = (shares.argmax(1) != digits.test.labels).sum()
+    assert errors == rundir.read_summary(run.path)["test_errors"][0]
+
+
+def test_figures_are_drawn_again_the_same(run):
+    before = {path: path.read_bytes() for path in (run.path / "figures").iterdir()}
+    assert len(before) == 5
+    for path in before:
+        path.unlink()
+    again = load_run(run.path)
+    draw(again, load_data(again), rundir.read_summary(run.path))
+    assert {path: path.read_bytes() for path in (run.path / "figures").iterdir()} == before
+
+
+def test_validation_is_measured_each_epoch_and_kept_out_of_training(tmp_path, digits, monkeypatch):
+    """The held-out images are blank, with labels that only they have: they cannot be learned."""
+    x, y = (array.copy() for array in digits.train)
+    x[-100:], y[-100:] = 0, 9
+    x, y = (
+        np.delete(x, np.flatnonzero(y[:-100] == 9), 0),
+        np.delete(y, np.flatnonzero(y[:-100] == 9)),
+    )
+    altered = digits._replace(train=data.Examples(x, y))
+    monkeypatch.setattr(data, "load", lambda *_: altered)
+    config = Config(**{**vars(SMALL), "validation_images": 100, "seeds": 1})
+    run = fit(config, tmp_path / "run")
+    records = rundir.read_metrics(run.path)
+    assert all(record["validation_error_percent"] == [100.0] for record in records)
+    summary = rundir.read_summary(run.path)
+    assert (summary["train_images"], summary["validation_images"]) == (len(y) - 100, 100)
+    assert summary["test_error_percent_std"] is None
+
+
+def test_a_researcher_brings_their_own_recipe(tmp_path):
+    def with_adam(config, pixels, classes, train_images):
+        recipe = default_recipe(config, pixels, classes, train_images)
+        return recipe._replace(optimizer=optax.adam(0.003))
+
+    run = fit(SMALL, tmp_path / "run", make_recipe=with_adam)
+    assert type(run.states.opt_state[0]) is optax.ScaleByAdamState
+    assert rundir.read_summary(run.path)["test_error_percent_mean"] < 50
+
+
+def test_softmax_regression_and_its_pictures(tmp_path):
+    run = fit(Config(**{**vars(SMALL), "hidden": ()}), tmp_path / "run")
+    assert (run.path / "figures" / "weights.png").exists()
+    assert jax.tree.leaves(run.states.params)[1].shape == (2, 64, 10)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"batch_size": 5000}, {"validation_images": 1437}, {"warmup_steps": 132}],
+)
+def test_what_does_not_fit_the_data_leaves_nothing_behind(tmp_path, change):
+    with pytest.raises(InputError, match="--" + next(iter(change)).replace("_", "-")):
+        fit(Config(**{**vars(SMALL), **change}), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_run_is_refused_before_anything_is_loaded(run, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(InputError, match="exists already"):
+        fit(SMALL, run.path)
+
+
+def test_without_a_name_a_run_gets_a_new_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Config(**{**vars(SMALL), "epochs": 1})
+    first, second = fit(config).path, fit(config).path
+    assert first != second
+    assert first.parent.name == second.parent.name == "runs"
+    assert "-digits-16" in first.name
+
+
+def test_a_damaged_config_is_named(run, tmp_path):
+    for change in ({"data": 5}, {"epochs": "many"}, {"hidden": [0]}):
+        folder = tmp_path / str(next(iter(change)))
+        folder.mkdir()
+        config = {**json.loads((run.path / "config.json").read_text()), **change}
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError):
+            load_run(folder)
+
+
+def test_a_config_that_does_not_fit_the_checkpoint_is_refused(run, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config = {**json.loads((run.path / "config.json").read_text()), "hidden": [17]}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "checkpoints").symlink_to(run.path / "checkpoints")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_run(folder)
+
+
+def test_the_default_network_learns_mnist_in_an_epoch(mnist_dir, tmp_path):
+    run = fit(Config(dataset="mnist", data_dir=mnist_dir, epochs=1), tmp_path / "run")
+    summary = rundir.read_summary(run.path)
+    assert summary["test_error_percent_mean"] < 4
+    assert (summary["train_images"], summary["test_images"]) == (60_000, 10_000)
+
+
+def test_population_functions_are_what_fit_uses(run):
+    """The states of a run are a population's: a leading axis of seeds on every leaf."""
+    assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(run.states))
+    keys = population.keys(run.config.all_seeds)
+    start = population.init(run.recipe, keys)
+    assert jax.tree.structure(start) == jax.tree.structure(run.states)
+    assert jnp.array_equal(start.step, jnp.zeros(2, jnp.int32))

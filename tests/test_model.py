@@ -1,0 +1,129 @@
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnist_jax.config import Activation, Config, Initializer
+from mnist_jax.model import MLP, from_linen, mlp
+
+
+def test_an_mlp_is_matrix_products_and_relus():
+    model = mlp(Config(hidden=(5, 4)), pixels=6, classes=3)
+    params, model_state = model.init(jax.random.key(0))
+    assert model_state == {}
+    inputs = np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)
+    x = inputs
+    for name in ("Dense_0", "Dense_1", "Dense_2"):
+        x = x @ np.asarray(params[name]["kernel"]) + np.asarray(params[name]["bias"])
+        x = np.maximum(x, 0) if name != "Dense_2" else x
+    logits, _ = model.apply(params, model_state, inputs, None)
+    np.testing.assert_allclose(logits, x, rtol=1e-4, atol=1e-5)
+
+
+def test_the_default_is_the_tutorials_784_512_512_10():
+    params, _ = mlp(Config(), pixels=784, classes=10).init(jax.random.key(0))
+    kernels = [layer["kernel"].shape for layer in params.values()]
+    assert kernels == [(784, 512), (512, 512), (512, 10)]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 669_706  # Keras' summary says so
+
+
+def test_no_hidden_layer_is_softmax_regression():
+    params, _ = mlp(Config(hidden=()), pixels=6, classes=3).init(jax.random.key(0))
+    assert [leaf.shape for leaf in jax.tree.leaves(params)] == [(3,), (6, 3)]
+
+
+def masks(input_dropout, dropout, hidden=(), rows=2000, seed=1):
+    """What dropout makes of ones that pass through identity layers."""
+    size = 50
+    module = MLP(
+        hidden=hidden,
+        classes=size,
+        activation=lambda x: x,
+        initializer=lambda key, shape, dtype: jnp.eye(shape[0], dtype=dtype),
+        input_dropout=input_dropout,
+        dropout=dropout,
+    )
+    model = from_linen(module, size)
+    params, _ = model.init(jax.random.key(0))
+    logits, _ = model.apply(params, {}, jnp.ones((rows, size)), jax.random.key(seed))
+    return np.asarray(logits)
+
+
+@pytest.mark.parametrize(
+    ("where", "rate"), [("input", 0.2), ("input", 0.5), ("hidden", 0.2), ("hidden", 0.5)]
+)
+def test_dropout_drops_its_share_and_keeps_the_mean(where, rate):
+    out = masks(rate, 0.0) if where == "input" else masks(0.0, rate, hidden=(50,))
+    assert set(np.unique(out.round(4))) == {0, np.float32(1 / (1 - rate)).round(4)}
+    # 100,000 draws: five standard deviations of a share of 0.2 to 0.5 are below 0.008.
+    assert abs((out == 0).mean() - rate) < 0.008
+    assert abs(out.mean() - 1) < 0.016
+
+
+def test_input_and_hidden_rates_are_apart():
+    both = masks(0.5, 0.2, hidden=(50,))
+    assert abs((both == 0).mean() - (1 - 0.5 * 0.8)) < 0.008
+    assert (masks(0.0, 0.9) == 1).all()  # no hidden layer: the hidden rate has nothing to drop
+
+
+def test_another_key_gives_other_masks_and_the_same_key_the_same():
+    assert (masks(0.5, 0.0, seed=1) == masks(0.5, 0.0, seed=1)).all()
+    # Two independent masks of rate 1/2 agree on half of their places.
+    agreement = (masks(0.5, 0.0, seed=1) == masks(0.5, 0.0, seed=2)).mean()
+    assert abs(agreement - 0.5) < 0.008
+
+
+def test_without_a_key_nothing_is_dropped():
+    model = mlp(Config(input_dropout=0.9, dropout=0.9), pixels=4, classes=2)
+    params, _ = model.init(jax.random.key(0))
+    ones = jnp.ones((3, 4))
+    first, second = (model.apply(params, {}, ones, None)[0] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    plain = mlp(Config(dropout=0.0), pixels=4, classes=2)
+    np.testing.assert_array_equal(first, plain.apply(params, {}, ones, None)[0])
+
+
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_every_activation_by_name(activation):
+    def formula(x):
+        return {
+            "relu": np.maximum(x, 0),
+            "leaky_relu": np.where(x > 0, x, 0.01 * x),
+            "elu": np.where(x > 0, x, np.exp(x) - 1),
+            "selu": 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * (np.exp(x) - 1)),
+            "gelu": 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+            "silu": x / (1 + np.exp(-x)),
+            "softplus": np.log1p(np.exp(x)),
+            "sigmoid": 1 / (1 + np.exp(-x)),
+            "tanh": np.tanh(x),
+        }[activation]
+
+    model = mlp(Config(hidden=(8,), activation=activation), pixels=4, classes=2)
+    params, _ = model.init(jax.random.key(3))
+    inputs = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    first, last = params["Dense_0"], params["Dense_1"]
+    hidden = formula(inputs @ np.asarray(first["kernel"], np.float64))
+    expected = hidden @ np.asarray(last["kernel"], np.float64)
+    np.testing.assert_allclose(
+        model.apply(params, {}, inputs, None)[0], expected, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("initializer", get_args(Initializer))
+def test_every_initializer_by_name(initializer):
+    params, _ = mlp(Config(hidden=(300,), initializer=initializer), 400, 10).init(jax.random.key(0))
+    kernel = np.asarray(params["Dense_0"]["kernel"])
+    variance = {
+        "he": 2 / 400,
+        "glorot": 2 / 700,
+        "lecun": 1 / 400,
+        "orthogonal": 1 / 400,
+    }[initializer.split("_")[0]]
+    np.testing.assert_allclose(kernel.var(), variance, rtol=0.03)
+    if initializer == "orthogonal":
+        np.testing.assert_allclose(kernel.T @ kernel, np.eye(300), atol=1e-4)
+    if initializer.endswith("uniform"):
+        np.testing.assert_allclose(np.abs(kernel).max(), np.sqrt(3 * variance), rtol=0.01)
+    assert (np.asarray(params["Dense_0"]["bias"]) == 0).all()

@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnist_jax import photo
+from mnist_jax.config import InputError
+from mnist_jax.photo import read_photo, to_digit
+
+
+def drawn(height=280, width=200, top=30, left=120, tall=100, wide=20, paper=255, ink=0):
+    """A picture of an upright bar, off its middle."""
+    picture = np.full((height, width), paper, np.uint8)
+    picture[top : top + tall, left : left + wide] = ink
+    return picture
+
+
+def test_a_picture_of_the_right_size_is_taken_as_it_is():
+    image = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
+    assert to_digit(image, (28, 28)) is image
+
+
+@pytest.mark.parametrize(("paper", "ink"), [(255, 0), (0, 255), (230, 60), (20, 140)])
+def test_a_bar_on_paper_becomes_a_centred_bar_20_pixels_tall(paper, ink):
+    digit = to_digit(drawn(paper=paper, ink=ink), (28, 28))
+    expected = np.zeros((28, 28), np.uint8)
+    expected[4:24, 12:16] = 255  # 20 tall, a fifth as wide, in the middle
+    np.testing.assert_array_equal(digit, expected)
+
+
+def test_a_wide_shape_is_20_pixels_wide():
+    digit = to_digit(drawn(width=400, tall=30, wide=150), (28, 28))
+    assert (digit.max(1) > 128).sum() == 4
+    assert (digit.max(0) > 128).sum() == 20
+
+
+def test_the_centre_of_mass_lies_in_the_middle():
+    """An L: its box and its mass have different centres; MNIST takes the mass."""
+    picture = drawn(tall=200, wide=20, left=50)
+    picture[210:230, 50:150] = 0
+    digit = to_digit(picture, (28, 28)).astype(float)
+    for axis in (0, 1):
+        centre = np.average(np.arange(28), weights=digit.sum(1 - axis))
+        assert abs(centre - 13.5) <= 0.51
+
+
+def test_a_speck_at_the_edge_of_the_paper_does_not_decide_what_is_paper():
+    picture = drawn()
+    picture[0, :50] = 0
+    assert to_digit(picture, (28, 28)).mean() < 128
+
+
+@pytest.mark.parametrize("grey", [0, 128, 255])
+def test_a_blank_picture_is_refused(grey):
+    with pytest.raises(InputError, match="blank"):
+        to_digit(np.full((50, 60), grey, np.uint8), (28, 28))
+
+
+def test_mnist_enlarged_inverted_and_shifted_is_still_mnist(mnist):
+    """What comes back differs from the original only by a pixel's resampling."""
+    distances, strangers = [], []
+    for image, other in zip(mnist.test.images[:100], mnist.test.images[100:200], strict=True):
+        large = Image.fromarray(255 - image).resize((280, 280), Image.Resampling.BICUBIC)
+        page = Image.new("L", (500, 400), 255)
+        page.paste(large, (40, 90))
+        digit = to_digit(np.asarray(page), (28, 28)).astype(float)
+        distances.append(np.abs(digit - image).mean())
+        strangers.append(np.abs(digit - other).mean())
+    assert np.mean(distances) < 0.25 * np.mean(strangers)
+
+
+# Files
+
+
+def test_files_give_their_grey_values(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (9, 7), np.uint8)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(read_photo(tmp_path / "grey.png"), grey)
+    Image.fromarray(np.stack([grey] * 3, -1)).save(tmp_path / "rgb.png")
+    np.testing.assert_array_equal(read_photo(tmp_path / "rgb.png"), grey)
+    Image.fromarray(grey.astype(np.uint16) * 256).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(read_photo(tmp_path / "deep.png"), grey)
+    Image.fromarray(grey > 128).save(tmp_path / "bits.png")
+    np.testing.assert_array_equal(read_photo(tmp_path / "bits.png"), 255 * (grey > 128))
+
+
+def test_transparent_is_white(tmp_path):
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[1, 1, 3] = 255  # one black dot on nothing
+    Image.fromarray(pixels).save(tmp_path / "drawing.png")
+    found = read_photo(tmp_path / "drawing.png")
+    assert found[1, 1] == 0
+    assert (found == 255).sum() == 15
+
+
+def test_a_phone_photo_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    Image.fromarray(drawn()).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_photo(tmp_path / "turned.jpg").shape == (200, 280)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n broken"])
+def test_no_picture_is_refused(tmp_path, content):
+    file = tmp_path / "file.png"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"file.png cannot be read as a picture"):
+        read_photo(file)
+
+
+def test_a_truncated_picture_is_refused(tmp_path):
+    file = tmp_path / "half.png"
+    Image.fromarray(drawn()).save(file)
+    file.write_bytes(file.read_bytes()[:-60])
+    with pytest.raises(InputError, match=r"half.png cannot be read"):
+        read_photo(file)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        read_photo(tmp_path / "none.png")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_photo(tmp_path)
+
+
+def test_a_picture_of_absurd_size_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(photo, "LARGEST_PHOTO", 100)
+    Image.fromarray(drawn()).save(tmp_path / "bomb.png")
+    with pytest.raises(InputError, match="200 x 280 pixels"):
+        read_photo(tmp_path / "bomb.png")

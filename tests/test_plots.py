@@ -1,0 +1,116 @@
+"""What a figure shows, read back from its artists; how it looks, only eyes can tell."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from mnist_jax import plots
+
+NAMES = ("zero", "one", "two")
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def pictures(figure: Figure) -> list[np.ndarray]:
+    return [np.asarray(image.get_array()) for image in figure.axes[0].images]
+
+
+def test_samples_are_the_images_in_order_under_their_labels():
+    images = np.random.default_rng(0).integers(0, 256, (4, 5, 5), np.uint8)
+    figure = plots.samples(images, np.array([2, 0, 1, 0]), NAMES, "some digits")
+    assert texts(figure) == ["two", "zero", "one", "zero"]
+    for found, image in zip(pictures(figure), images, strict=True):
+        np.testing.assert_array_equal(found, image)
+    places = [image.get_extent() for image in figure.axes[0].images]
+    lefts, tops = {place[0] for place in places}, {place[3] for place in places}
+    assert (len(lefts), len(tops)) == (2, 2)  # a 2 x 2 grid
+    assert places[1][0] > places[0][0]  # the second stands right of the first
+    assert places[2][3] > places[0][3]  # the third below
+
+
+def metrics(seeds, validation):
+    records = []
+    for epoch in (1, 2, 3):
+        record = {
+            "epoch": epoch,
+            "train_loss": [1 / epoch + 0.1 * seed for seed in range(seeds)],
+            "train_error_percent": [10 / epoch + seed for seed in range(seeds)],
+        }
+        if validation:
+            record["validation_loss"] = [2.0 / epoch] * seeds
+            record["validation_error_percent"] = [20 / epoch] * seeds
+        records.append(record)
+    return records
+
+
+SUMMARY = {"test_loss": [0.5, 0.7], "test_error_percent_mean": 4.0}
+
+
+@pytest.mark.parametrize("validation", [False, True])
+def test_curves_show_means_bands_and_the_test_result(validation):
+    figure = plots.curves(metrics(2, validation), SUMMARY)
+    loss, accuracy = figure.axes
+    np.testing.assert_allclose(loss.lines[0].get_xydata()[:, 0], [1, 2, 3])
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), [1.05, 0.55, 1 / 3 + 0.05])
+    np.testing.assert_allclose(accuracy.lines[0].get_ydata(), [89.5, 94.5, 100 - 10 / 3 - 0.5])
+    assert len(loss.lines) == (3 if validation else 2)
+    assert loss.lines[-1].get_xydata().tolist() == [[3, 0.6]]
+    assert accuracy.lines[-1].get_xydata().tolist() == [[3, 96]]
+    corners = loss.collections[0].get_paths()[0].vertices
+    assert {1.0, 1.1} <= set(corners[corners[:, 0] == 1][:, 1].round(6))
+    labels = [text.get_text() for text in loss.get_legend().get_texts()]
+    assert ("validation" in labels) == validation
+    assert "2 seeds" in figure.get_suptitle()
+
+
+def test_confusion_counts_stand_in_their_cells():
+    counts = np.array([[50, 1, 0], [0, 40, 7], [0, 0, 30]])
+    figure = plots.confusion(counts, NAMES)
+    (axes,) = figure.axes
+    cells = {text.get_position(): text.get_text() for text in axes.texts}
+    # (column, row), that is (read as, true class); zeros are left out
+    assert cells == {(0, 0): "50", (1, 0): "1", (1, 1): "40", (2, 1): "7", (2, 2): "30"}
+    np.testing.assert_array_equal(pictures(figure)[0], [[0, 1, 0], [0, 0, 7], [0, 0, 0]])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("read as", "true class")
+
+
+def test_mistakes_come_surest_first():
+    images = np.arange(5, dtype=np.uint8)[:, None, None] * np.ones((1, 3, 3), np.uint8)
+    labels = np.array([0, 1, 2, 0, 1])
+    shares = np.array(
+        [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.9, 0.1, 0], [0.1, 0.2, 0.7], [0.0004, 0, 0.9996]]
+    )
+    figure = plots.mistakes(images, labels, shares, NAMES, most=3)
+    assert [int(picture[0, 0]) for picture in pictures(figure)] == [4, 2, 3]
+    assert texts(figure) == [
+        "is one, read as two\n99.9 % sure",
+        "is two, read as zero\n90.0 % sure",
+        "is zero, read as two\n70.0 % sure",
+    ]
+
+
+def test_a_perfect_network_has_no_mistakes_to_show():
+    figure = plots.mistakes(np.zeros((2, 3, 3), np.uint8), np.array([0, 1]), np.eye(3)[:2], NAMES)
+    assert pictures(figure) == []
+
+
+def test_weights_are_the_strongest_columns_as_pictures():
+    kernel = np.random.default_rng(0).normal(size=(6, 5))
+    kernel[:, [1, 3]] *= 100
+    figure = plots.weights(kernel, (2, 3), most=2)
+    assert texts(figure) == ["unit 1", "unit 3"]
+    np.testing.assert_allclose(pictures(figure)[1], kernel[:, 3].reshape(2, 3))
+    image = figure.axes[0].images[0]
+    low, high = image.get_clim()
+    assert low == -high  # zero is white
+    assert image.cmap(0.0)[2] > image.cmap(0.0)[0]  # negative is blue
+    assert image.cmap(1.0)[0] > image.cmap(1.0)[2]  # positive is red
+
+
+def test_nothing_is_shown_without_a_screen(monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert not plots.show(Figure())

@@ -1,0 +1,68 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnist_jax import population, train
+from mnist_jax.config import Config
+from mnist_jax.data import Examples
+
+from .conftest import tiny_arrays
+
+SEEDS = (3, 4, 5)
+
+
+def trained(seeds):
+    """The population after two epochs, and its last metrics."""
+    config = Config(hidden=(8,), batch_size=10, epochs=2, dropout=0.5)
+    recipe = train.default_recipe(config, pixels=6, classes=3, train_images=40)
+    data = Examples(*map(jnp.asarray, tiny_arrays()[:2]))
+    keys = population.keys(seeds)
+    states = population.init(recipe, keys)
+    for _ in range(2):
+        states, metrics = population.train_epoch(recipe, states, data, keys, 10)
+    return recipe, data, states, metrics
+
+
+def test_keys_are_those_of_the_seeds():
+    for seed, key in zip((0, 7, 2**32 - 1), population.keys((0, 7, 2**32 - 1)), strict=True):
+        np.testing.assert_array_equal(
+            jax.random.key_data(key), jax.random.key_data(jax.random.key(np.uint32(seed)))
+        )
+
+
+@pytest.mark.parametrize("place", range(len(SEEDS)))
+def test_each_member_is_its_solo_run(place):
+    """To the rounding of float32: a batched matrix product may add in another order."""
+    recipe, data, states, metrics = trained(SEEDS)
+    key = jax.random.key(SEEDS[place])
+    solo = train.init(recipe, key)
+    for _ in range(2):
+        solo, solo_metrics = train.train_epoch(recipe, solo, data, key, 10)
+    member = jax.tree.map(lambda leaf: leaf[place], states)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), member, solo)
+    np.testing.assert_allclose(metrics.loss[place], solo_metrics.loss, rtol=1e-5)
+    assert metrics.errors[place] == solo_metrics.errors
+    np.testing.assert_allclose(
+        population.predict(recipe, states, data.images)[place],
+        train.predict(recipe, solo, data.images),
+        rtol=1e-3,
+        atol=1e-5,
+    )
+    everyone = population.evaluate(recipe, states, data)
+    np.testing.assert_array_equal(
+        everyone.confusion[place], train.evaluate(recipe, solo, data).confusion
+    )
+    assert everyone.errors.shape == (3,)
+
+
+def test_members_differ():
+    _, _, states, metrics = trained(SEEDS)
+    kernels = np.asarray(states.params["Dense_0"]["kernel"])
+    assert not np.allclose(kernels[0], kernels[1])
+    assert len(set(metrics.loss.tolist())) == 3
+
+
+def test_the_same_population_twice_has_the_same_bits():
+    first, second = trained(SEEDS)[2], trained(SEEDS)[2]
+    jax.tree.map(np.testing.assert_array_equal, first, second)

@@ -1,0 +1,38 @@
+import io
+import sys
+
+from mnist_jax.progress import progress
+
+RECORD = {
+    "epoch": 3,
+    "train_loss": [0.25, 0.75],
+    "train_error_percent": [2.0, 4.0],
+    "seconds": 2.0,
+    "images_per_second": 12345.6,
+}
+
+
+def test_plain_lines_off_a_terminal(capsys):
+    with progress(epochs=10, seeds=2) as show:
+        show(RECORD)
+        show({**RECORD, "epoch": 4, "validation_error_percent": [1.0, 2.0]})
+    assert capsys.readouterr().err.splitlines() == [
+        "mean of 2 seeds, epoch 3/10, loss 0.5000, accuracy 97.00 %, 12,346 images/s, 14 s left",
+        "mean of 2 seeds, epoch 4/10, loss 0.5000, accuracy 97.00 %, validation 98.50 %, "
+        "12,346 images/s, 12 s left",
+    ]
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress(epochs=10, seeds=1) as show:
+        show({**RECORD, "train_loss": [0.25], "train_error_percent": [2.0]})
+    shown = sys.stderr.getvalue()
+    assert "\r" in shown
+    assert "10% |" in shown
+    assert "epoch 3/10, loss 0.2500, accuracy 98.00 %, 12,346 images/s" in shown
+    assert "left]" in shown

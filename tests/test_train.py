@@ -1,0 +1,335 @@
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from mnist_jax.config import Config, InputError
+from mnist_jax.data import Examples
+from mnist_jax.model import Model, from_linen
+from mnist_jax.preprocess import standardize, to_inputs
+from mnist_jax.train import (
+    EVALUATION_BATCH,
+    INIT,
+    NOISE,
+    ORDER,
+    Recipe,
+    cross_entropy,
+    default_recipe,
+    evaluate,
+    init,
+    predict,
+    train_epoch,
+    train_step,
+)
+
+from .conftest import tiny_arrays
+
+KEY = jax.random.key(0)
+
+
+def examples(n=40, **sizes) -> Examples:
+    return Examples(*map(jnp.asarray, tiny_arrays(train=n, **sizes)[:2]))
+
+
+def small_recipe(n=40, **changes) -> Recipe:
+    config = Config(**{"hidden": (8,), "batch_size": 10, "epochs": 3, **changes})
+    return default_recipe(config, pixels=6, classes=3, train_images=n)
+
+
+def softmax(logits):
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    return shares / shares.sum(1, keepdims=True)
+
+
+# The step
+
+
+def test_a_step_of_softmax_regression_by_hand():
+    """Its gradient is known in closed form: X^T (p - y) / n."""
+    recipe = small_recipe(
+        hidden=(), momentum=0.0, weight_decay=0.0, learning_rate=0.5, schedule="constant"
+    )
+    images, labels = examples(10)
+    state = init(recipe, KEY)
+    after, metrics = train_step(recipe, state, images, labels, KEY)
+
+    kernel, bias = (np.asarray(state.params["Dense_0"][name], float) for name in ("kernel", "bias"))
+    x = np.asarray(images, float).reshape(10, 6) / 255
+    p, y = softmax(x @ kernel + bias), np.eye(3)[np.asarray(labels)]
+    new = after.params["Dense_0"]
+    np.testing.assert_allclose(new["kernel"], kernel - 0.5 * x.T @ (p - y) / 10, rtol=1e-4)
+    np.testing.assert_allclose(new["bias"], bias - 0.5 * (p - y).mean(0), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(metrics.loss, -np.log((p * y).sum(1)).mean(), rtol=1e-5)
+    assert metrics.errors == (p.argmax(1) != np.asarray(labels)).sum()
+    assert after.step == 1
+
+
+def test_gradients_agree_with_finite_differences():
+    recipe = small_recipe(activation="tanh", dropout=0.5)
+    images, labels = examples(10)
+    params = init(recipe, KEY).params
+
+    def loss(params):
+        return cross_entropy(recipe.model, params, {}, to_inputs(images), labels, KEY)[0]
+
+    random = np.random.default_rng(7)
+    direction = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape) / 9), params)
+    ahead = loss(jax.tree.map(lambda p, d: p + 0.01 * d, params, direction))
+    behind = loss(jax.tree.map(lambda p, d: p - 0.01 * d, params, direction))
+    gradients = jax.grad(loss)(params)
+    slopes = jax.tree.map(lambda g, d: (g * d).sum(), gradients, direction)
+    np.testing.assert_allclose(sum(jax.tree.leaves(slopes)), (ahead - behind) / 0.02, rtol=2e-3)
+
+
+def test_golden_loss_of_the_first_step(digits):
+    """Of the default network, before it has learned anything, on the first 128 digits."""
+    recipe = default_recipe(Config(), pixels=64, classes=10, train_images=1437)
+    state = init(recipe, KEY)
+    batch = digits.train.images[:128], digits.train.labels[:128]
+    _, metrics = train_step(recipe, state, *batch, KEY)
+    np.testing.assert_allclose(
+        metrics.loss,
+        GOLDEN_LOSS,
+        rtol=1e-4,
+        err_msg="The first step changed. That is right only if you meant to change the initial "
+        "weights, the dropout masks, the preprocessing, the loss or the streams of random "
+        "numbers; then no seed repeats an earlier result: say so in the commit.",
+    )
+
+
+GOLDEN_LOSS = 2.502819
+
+
+# The epoch
+
+
+def test_an_epoch_is_a_plain_loop_over_the_shuffled_batches():
+    recipe, data = small_recipe(n=43, dropout=0.5), examples(43)
+    scanned, metrics = train_epoch(recipe, init(recipe, KEY), data, KEY, 10)
+
+    order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(KEY, ORDER), 0), 43)
+    looped, losses, errors = init(recipe, KEY), [], 0
+    for start in (0, 10, 20, 30):  # the last three images wait for the next shuffle
+        batch = order[start : start + 10]
+        looped, step = train_step(recipe, looped, data.images[batch], data.labels[batch], KEY)
+        losses.append(float(step.loss))
+        errors += int(step.errors)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), scanned, looped)
+    assert scanned.step == 4
+    np.testing.assert_allclose(metrics.loss, np.mean(losses), rtol=1e-5)
+    assert metrics.errors == errors
+
+
+def counting_recipe(n: int) -> Recipe:
+    """A network that learns nothing and counts how often each image came by, in its state.
+
+    Image k is the number k in its pixels; `model_state` has a row an epoch of 4 steps.
+    """
+
+    def apply(params, model_state, inputs, key):
+        ids = jnp.round(inputs[:, 0] * 255).astype(jnp.int32)
+        if key is not None:
+            step = model_state["step"]
+            model_state = {
+                "seen": model_state["seen"].at[step // 4, ids].add(1),
+                "step": step + 1,
+            }
+        return jnp.zeros((len(inputs), 3)) + params["bias"], model_state
+
+    def start(key):
+        return {"bias": jnp.zeros(())}, {"seen": jnp.zeros((3, n), jnp.int32), "step": 0}
+
+    return Recipe(Model(start, apply), optax.sgd(0.1))
+
+
+def test_an_epoch_shows_every_image_at_most_once_and_in_a_new_order():
+    n = 43
+    images = jnp.broadcast_to(jnp.arange(n, dtype=jnp.uint8)[:, None, None], (n, 3, 2))
+    data = Examples(images, jnp.zeros(n, jnp.uint8))
+    recipe = counting_recipe(n)
+    state = init(recipe, KEY)
+    for _ in range(3):
+        state, _ = train_epoch(recipe, state, data, KEY, 10)
+    seen = np.asarray(state.model_state["seen"])
+    assert seen.max() == 1
+    assert (seen.sum(1) == 40).all()
+    left_out = [frozenset(np.flatnonzero(row == 0)) for row in seen]
+    assert len(set(left_out)) == 3
+
+
+def test_streams_of_random_numbers_are_apart():
+    """Initial weights, order and noise have keys of their own, and so has each step."""
+    keys = [jax.random.fold_in(KEY, stream) for stream in (INIT, ORDER, NOISE)]
+    keys += [jax.random.fold_in(keys[NOISE], step) for step in range(3)]
+    assert len({tuple(np.asarray(jax.random.key_data(key))) for key in keys}) == 6
+
+
+def test_noise_differs_from_step_to_step_and_not_from_run_to_run():
+    recipe = small_recipe(dropout=0.9)
+    images, labels = examples(10)
+    state = init(recipe, KEY)
+    losses = [
+        float(train_step(recipe, state._replace(step=jnp.int32(step)), images, labels, KEY)[1].loss)
+        for step in (0, 1, 2, 0)
+    ]
+    assert len(set(losses)) == 3
+    assert losses[0] == losses[3]
+
+
+def test_training_learns():
+    recipe, data = small_recipe(n=10, dropout=0.0, epochs=300), examples(10)
+    state = init(recipe, KEY)
+    for _ in range(300):
+        state, metrics = train_epoch(recipe, state, data, KEY, 10)
+    assert metrics.errors == 0
+    assert metrics.loss < 0.1
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(InputError, match=r"--batch-size 64 .* 40 training images"):
+        small_recipe(batch_size=64)
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize(
+    "n", [1, 7, EVALUATION_BATCH - 1, EVALUATION_BATCH, EVALUATION_BATCH + 1, 2345]
+)
+def test_evaluation_counts_every_image_once(n):
+    recipe, data = small_recipe(n=n, batch_size=1), examples(n)
+    state = init(recipe, KEY)
+    result = evaluate(recipe, state, data)
+
+    x = np.asarray(data.images, float).reshape(n, 6) / 255
+    first, last = state.params["Dense_0"], state.params["Dense_1"]
+    hidden = np.maximum(x @ np.asarray(first["kernel"], float), 0)
+    p = softmax(hidden @ np.asarray(last["kernel"], float))
+    labels = np.asarray(data.labels)
+    confusion = np.zeros((3, 3), int)
+    for label, answer in zip(labels, p.argmax(1), strict=True):
+        confusion[label, answer] += 1
+    np.testing.assert_array_equal(result.confusion, confusion)
+    assert result.errors == (p.argmax(1) != labels).sum()
+    np.testing.assert_allclose(result.loss, -np.log(p[np.arange(n), labels]).mean(), rtol=1e-4)
+
+
+def test_an_image_gets_the_same_logits_in_any_company():
+    recipe, data = small_recipe(n=2345), examples(2345)
+    state = init(recipe, KEY)
+    everyone = predict(recipe, state, data.images)
+    np.testing.assert_array_equal(
+        everyone[1700:1703], predict(recipe, state, data.images[1700:1703])
+    )
+
+
+# The extension point: a researcher replaces a field
+
+
+class Nnx(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.first = nnx.Linear(64, 32, rngs=rngs)
+        self.drop = nnx.Dropout(0.2)
+        self.last = nnx.Linear(32, 10, rngs=rngs)
+
+    def __call__(self, x, rngs=None):
+        x = self.drop(nnx.relu(self.first(x)), deterministic=rngs is None, rngs=rngs)
+        return self.last(x)
+
+
+def nnx_model() -> Model:
+    graph = nnx.graphdef(Nnx(nnx.Rngs(0)))
+
+    def start(key):
+        return nnx.state(Nnx(nnx.Rngs(key))), {}
+
+    def apply(params, model_state, inputs, key):
+        network = nnx.merge(graph, params)
+        return network(inputs, None if key is None else nnx.Rngs(dropout=key)), model_state
+
+    return Model(start, apply)
+
+
+class BatchNormNet(nn.Module):
+    @nn.compact
+    def __call__(self, inputs, train: bool):
+        x = nn.Dense(32)(inputs)
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+        return nn.Dense(10)(nn.relu(x))
+
+
+def smoothed(model, params, model_state, inputs, labels, key):
+    """Cross-entropy with smoothed labels."""
+    logits, model_state = model.apply(params, model_state, inputs, key)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, 10), 0.1)
+    return optax.softmax_cross_entropy(logits, targets).mean(), (logits, model_state)
+
+
+def shifted(key, images):
+    """Each image moved by up to a pixel."""
+    keys = jax.random.split(key, len(images))
+    return jax.vmap(lambda key, image: jnp.roll(image, jax.random.randint(key, (), -1, 2)))(
+        keys, images
+    )
+
+
+INGREDIENTS = {
+    "model: flax.nnx": {"model": nnx_model()},
+    "model: batch norm": {"model": from_linen(BatchNormNet(), 64)},
+    "optimizer": {"optimizer": optax.adam(0.01)},
+    "loss": {"loss": smoothed},
+    "preprocess": {"preprocess": lambda images: standardize(to_inputs(images), 0.3, 0.4)},
+    "augment": {"augment": shifted},
+}
+
+
+def digits_recipe(train_images: int, **ingredients) -> Recipe:
+    config = Config(hidden=(32,), batch_size=32, epochs=5)
+    return default_recipe(config, 64, 10, train_images)._replace(**ingredients)
+
+
+@pytest.mark.parametrize("name", INGREDIENTS)
+def test_any_ingredient_can_be_replaced(name, digits):
+    recipe = digits_recipe(len(digits.train.labels), **INGREDIENTS[name])
+    state, data = init(recipe, KEY), jax.device_put(digits.train)
+    for _ in range(5):
+        state, _ = train_epoch(recipe, state, data, KEY, 32)
+    before = evaluate(recipe, init(recipe, KEY), digits.test)
+    after = evaluate(recipe, state, digits.test)
+    assert after.errors < 0.2 * len(digits.test.labels) < before.errors
+
+
+def test_batch_statistics_are_carried_and_used(digits):
+    recipe = digits_recipe(len(digits.train.labels), **INGREDIENTS["model: batch norm"])
+    start = state = init(recipe, KEY)
+    assert (start.model_state["batch_stats"]["BatchNorm_0"]["mean"] == 0).all()
+    for _ in range(5):
+        state, _ = train_epoch(recipe, state, jax.device_put(digits.train), KEY, 32)
+    dense = jax.tree.map(np.asarray, state.params["Dense_0"])
+    expected = (to_inputs(digits.train.images) @ dense["kernel"]).mean(0) + dense["bias"]
+    found = state.model_state["batch_stats"]["BatchNorm_0"]["mean"]
+    assert np.corrcoef(found, expected)[0, 1] > 0.95
+    forgotten = state._replace(model_state=start.model_state)
+    images = digits.test.images
+    assert not np.allclose(predict(recipe, state, images), predict(recipe, forgotten, images))
+
+
+def test_augmentation_is_for_training_only():
+    recipe, data = small_recipe(), examples(40)
+    state = init(recipe, KEY)
+    altered = recipe._replace(augment=lambda key, images: 0 * images)
+    np.testing.assert_array_equal(
+        predict(recipe, state, data.images), predict(altered, state, data.images)
+    )
+    blank, _ = train_step(altered, state, data.images, data.labels, KEY)
+    seeing, _ = train_step(recipe, state, data.images, data.labels, KEY)
+
+    def moved(after):
+        return np.abs(after.params["Dense_0"]["kernel"] - state.params["Dense_0"]["kernel"]).max()
+
+    assert moved(blank) < 1e-4 < moved(seeing)  # black images leave weight decay alone to act
