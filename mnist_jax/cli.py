@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -31,10 +31,11 @@ class Train:
         """Trains, then says what came of it and where it is."""
         from mnist_jax import rundir
         from mnist_jax.fit import fit
+        from mnist_jax.report import in_words
 
         path = fit(self.config, self.out, started=STARTED).path
         summary = rundir.read_summary(path)
-        print(_result(summary))
+        print(in_words(summary))
         print(
             f"{summary['seconds']['total']:.1f} s in all; kept in {path}\n"
             f"look at {path / 'figures'}, then try: mnist-jax predict {path} IMAGE.png"
@@ -50,13 +51,13 @@ class Evaluate:
 
     def run(self) -> None:
         """Prints the result and the accuracy of each class."""
-        from mnist_jax.report import load_data, load_run, measure
+        from mnist_jax.report import in_words, load_data, load_run, measure
 
         run = load_run(self.run_folder)
         dataset = load_data(run)
         result = measure(run, dataset.test)
         about = {"dataset": dataset.name, "test_images": len(dataset.test.labels)}
-        print(_result({**about, **result}))
+        print(in_words({**about, **result}))
         for name, percent in result["class_accuracy_percent"].items():
             print(f"  {name:>12}  {percent:6.2f} %")
 
@@ -196,16 +197,3 @@ def _parse(args: Sequence[str] | None) -> Train | Evaluate | Predict | Plot | Sa
         paragraphs = re.split("─{9,}", " ".join(lines))
         said = "; ".join(" ".join(paragraph.split()) for paragraph in paragraphs)
         raise InputError(said) from None
-
-
-def _result(numbers: dict[str, Any]) -> str:
-    """The test result in words, the same from `train` and `evaluate`."""
-    errors, std = numbers["test_errors"], numbers["test_error_percent_std"]
-    spread = "" if std is None else f" +/- {std:.2f}"
-    over = "" if std is None else f", mean +/- std of {len(errors)} seeds"
-    return (
-        f"{numbers['dataset']} test accuracy "
-        f"{100 - numbers['test_error_percent_mean']:.2f}{spread} %{over}: "
-        f"{', '.join(map(str, errors))} of {numbers['test_images']:,} images misread, "
-        f"loss {sum(numbers['test_loss']) / len(errors):.4f}"
-    )

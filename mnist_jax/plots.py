@@ -173,6 +173,7 @@ def _pictures(
     figure = Figure(figsize=(size[0] + 0.2, size[1] + 0.5 + foot))
     whole = np.array([figure.get_figwidth(), figure.get_figheight()])
     axes = figure.add_axes((*np.divide((0.1, 0.1 + foot), whole), *(size / whole)))
+    image = None
     for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         top, left = place // columns * down + above, place % columns * across + gap / 2
         image = axes.imshow(picture, extent=(left, left + width, top + height, top), **style)
@@ -185,7 +186,7 @@ def _pictures(
         )
     axes.set(xlim=(0, across * columns), ylim=(down * rows, 0))
     axes.set_axis_off()
-    if scale_label and count:
+    if scale_label and image:
         bar = figure.add_axes((0.25, 0.5 / whole[1], 0.5, 0.12 / whole[1]))
         figure.colorbar(image, cax=bar, label=scale_label, orientation="horizontal")
     figure.suptitle(title, y=1 - 0.12 / whole[1], va="top")

@@ -24,7 +24,8 @@ def keys(seeds: Sequence[int]) -> Key[Array, "seeds"]:
 @partial(jax.jit, static_argnames="recipe")
 def init(recipe: Recipe, keys: Key[Array, "seeds"]) -> TrainState:
     """The states of step 0."""
-    return jax.vmap(partial(train.init, recipe))(keys)
+    # One after the other: it takes no time, and compiles in half the time that vmap's takes.
+    return jax.lax.map(partial(train.init, recipe), keys)
 
 
 @partial(jax.jit, static_argnames=("recipe", "batch_size"), donate_argnames="states")

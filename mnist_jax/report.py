@@ -71,6 +71,19 @@ def measure(run: Run, examples: Examples) -> dict[str, Any]:
     }
 
 
+def in_words(summary: dict[str, Any]) -> str:
+    """The test result of a summary, in a line."""
+    errors, std = summary["test_errors"], summary["test_error_percent_std"]
+    accuracy = f"{100 - summary['test_error_percent_mean']:.2f}"
+    if std is not None:
+        accuracy += f" +/- {std:.2f}"
+    return (
+        f"{summary['dataset']} test accuracy {accuracy} % (n = {len(errors)}): "
+        f"{', '.join(map(str, errors))} of {summary['test_images']:,} images misread, "
+        f"loss {np.mean(summary['test_loss']):.4f}"
+    )
+
+
 def probabilities(run: Run, images: Images) -> Float[np.ndarray, "n classes"]:
     """What the network of the first seed makes of `images`."""
     logits = population.predict(run.recipe, run.states, images)[0]

@@ -1,0 +1,308 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnist_jax import cli, rundir
+from mnist_jax.config import Config
+
+QUICK = ["--dataset", "digits", "--hidden", "16", "--epochs", "2", "--batch-size", "32"]
+
+
+def call(capsys, *args) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of one command in this process."""
+    code = 0
+    try:
+        cli.main([str(arg) for arg in args])
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def command(*args, **options) -> subprocess.CompletedProcess[str]:
+    """One command as a person runs it."""
+    options = {"capture_output": True, "text": True, "timeout": 120, **options}
+    return subprocess.run([sys.executable, "-m", "mnist_jax", *map(str, args)], **options)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "run"
+    cli.main(["train", *QUICK, "--seeds", "2", "--out", str(path)])
+    return path
+
+
+# The whole way, as a process
+
+
+def test_train_evaluate_predict_plot(tmp_path, digits):
+    run = tmp_path / "run"
+    done = command("train", *QUICK, "--seeds", 2, "--out", run)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("digits: 1,437 images to train on")
+    assert re.search(
+        r"digits test accuracy [\d.]+ \+/- [\d.]+ %, mean \+/- std of 2 seeds", done.stdout
+    )
+    assert len(re.findall(r"^mean of 2 seeds, epoch [12]/2, loss", done.stderr, re.M)) == 2
+    summary = rundir.read_summary(run)
+
+    evaluated = command("evaluate", run)
+    assert evaluated.returncode == 0, evaluated.stderr
+    errors = ", ".join(map(str, summary["test_errors"]))
+    assert f"{errors} of 360 images misread" in evaluated.stdout
+    assert re.search(r"^ +7 +[\d.]+ %$", evaluated.stdout, re.M)
+
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, file in enumerate(files):
+        Image.fromarray(digits.test.images[i]).save(file)
+    predicted = command("predict", run, *files, "--json")
+    assert predicted.returncode == 0, predicted.stderr
+    answers = json.loads(predicted.stdout)
+    assert [answer["file"] for answer in answers] == [str(file) for file in files]
+    for answer in answers:
+        assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-5)
+        assert answer["label"] == int(np.argmax(answer["probabilities"]))
+
+    shutil.rmtree(run / "figures")
+    assert command("plot", run).returncode == 0
+    assert len(list((run / "figures").glob("*.png"))) == 5
+
+
+def test_the_script_is_the_same_program(capsys):
+    script = shutil.which("mnist-jax", path=str(Path(sys.executable).parent))
+    assert script, "the package is not installed with its script"
+    shown = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+    assert shown == command("--help").stdout
+    for name in cli.COMMANDS:
+        assert name in shown
+
+
+def test_every_option_of_the_config_is_in_the_help():
+    shown = command("train", "--help", env={**os.environ, "COLUMNS": "200"}).stdout
+    for name in vars(Config()):
+        assert f"--{name.replace('_', '-')}" in shown
+
+
+def test_flags_reach_the_config(tmp_path, capsys):
+    flags = (
+        "--dataset digits --validation-images 37 --hidden 12 9 --activation tanh "
+        "--initializer lecun_normal --input-dropout 0.1 --dropout 0.3 --epochs 2 --batch-size 64 "
+        "--learning-rate 0.05 --schedule cosine --warmup-steps 3 --momentum 0.8 --nesterov "
+        "--weight-decay 0.001 --seed 5 --seeds 2"
+    )
+    code, _, err = call(capsys, "train", *flags.split(), "--out", tmp_path / "run")
+    assert code == 0, err
+    config = rundir.read_config(tmp_path / "run")
+    del config["data"], config["data_dir"]
+    assert config == {
+        "dataset": "digits",
+        "validation_images": 37,
+        "hidden": [12, 9],
+        "activation": "tanh",
+        "initializer": "lecun_normal",
+        "input_dropout": 0.1,
+        "dropout": 0.3,
+        "epochs": 2,
+        "batch_size": 64,
+        "learning_rate": 0.05,
+        "schedule": "cosine",
+        "warmup_steps": 3,
+        "momentum": 0.8,
+        "nesterov": True,
+        "weight_decay": 0.001,
+        "seed": 5,
+        "seeds": 2,
+    }
+
+
+@pytest.fixture(scope="module")
+def mnist_run(mnist_dir, tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "mnist"
+    flags = ["--dataset", "mnist", "--hidden", "64", "--epochs", "1", "--seeds", "2"]
+    cli.main(["train", *flags, "--data-dir", str(mnist_dir), "--out", str(path)])
+    return path
+
+
+def labels_read(capsys, run, files) -> np.ndarray:
+    code, out, err = call(capsys, "predict", run, *files, "--json")
+    assert code == 0, err
+    return np.array([answer["label"] for answer in json.loads(out)])
+
+
+def test_mnist_images_saved_as_png_are_misread_exactly_as_often(mnist_run, mnist, tmp_path, capsys):
+    files = [tmp_path / f"{i}.png" for i in range(10_000)]
+    for image, file in zip(mnist.test.images, files, strict=True):
+        Image.fromarray(image).save(file)
+    errors = int((labels_read(capsys, mnist_run, files) != mnist.test.labels).sum())
+    assert errors == rundir.read_summary(mnist_run)["test_errors"][0]
+
+
+def test_photographs_of_mnist_are_read_as_well_as_mnist(mnist_run, mnist, tmp_path, capsys):
+    """Dark ink on a light page, ten times as large, off the middle, as JPEG."""
+    files = [tmp_path / f"{i}.jpg" for i in range(500)]
+    for image, file in zip(mnist.test.images, files, strict=False):
+        ink = Image.fromarray(255 - image).resize((280, 280), Image.Resampling.BICUBIC)
+        page = Image.new("L", (500, 400), 255)
+        page.paste(ink, (190, 20))
+        page.save(file)
+    errors = int((labels_read(capsys, mnist_run, files) != mnist.test.labels[:500]).sum())
+    allowed = rundir.read_summary(mnist_run)["test_error_percent_mean"] / 100 * 500
+    assert errors <= 1.5 * allowed
+
+
+# Samples
+
+
+def test_samples_are_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    code, out, _ = call(capsys, "samples", "--dataset", "digits")
+    assert (code, out) == (0, "digits: the first 4 training images, in samples.png\n")
+    with Image.open("samples.png") as picture:
+        assert min(picture.size) > 200
+
+
+# Predictions for people
+
+
+def test_predictions_in_words(run, tmp_path, digits, capsys):
+    file = tmp_path / "digit.png"
+    Image.fromarray(digits.test.images[0]).save(file)
+    code, out, _ = call(capsys, "predict", run, file)
+    assert code == 0
+    assert re.fullmatch(rf"{re.escape(str(file))}: \d \([\d.]+%; next \d, [\d.]+%\)\n", out)
+
+
+# Bad input: one line on standard error, exit code 2, nothing half-written
+
+BAD_TRAIN = {
+    "unknown dataset": ("--dataset cifar10", "--dataset cifar10 is unknown; choose one of"),
+    "unknown flag": ("--drpout 0.3", "--drpout"),
+    "word for a number": ("--epochs ten", "ten"),
+    "fraction for a count": ("--epochs 2.5", "2.5"),
+    "unknown activation": ("--activation swishy", "swishy"),
+    "unknown schedule": ("--schedule step", "step"),
+    "zero epochs": ("--epochs 0", "--epochs 0 cannot be used: it takes 1 or more"),
+    "negative width": ("--hidden 64 -3", "-3"),
+    "zero width": ("--hidden 64 0", "--hidden 64 0 cannot be used"),
+    "negative batch": ("--batch-size -5", "--batch-size -5"),
+    "batch beyond the data": ("--batch-size 2000", "at most the 1437 training images"),
+    "dropout of 1": (
+        "--dropout 1",
+        "--dropout 1.0 cannot be used: it takes",
+    ),
+    "input dropout above 1": ("--input-dropout 1.5", "--input-dropout 1.5"),
+    "learning rate nan": ("--learning-rate nan", "--learning-rate nan"),
+    "no seeds": ("--seeds 0", "--seeds 0"),
+    "huge seed": ("--seed 5000000000", "--seed 5000000000"),
+    "too much validation": ("--validation-images 1437", "--validation-images 1437"),
+    "endless warm-up": ("--warmup-steps 9999", "--warmup-steps 9999"),
+    "stray word": ("now", "now"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TRAIN)
+def test_bad_flags_of_train(name, tmp_path, capsys):
+    flags, expected = BAD_TRAIN[name]
+    code, out, err = call(capsys, "train", *QUICK, *flags.split(), "--out", tmp_path / "run")
+    assert (code, out) == (2, "")
+    assert err.startswith("mnist-jax: ")
+    assert err.count("\n") == 1
+    assert expected in err
+    assert list(tmp_path.iterdir()) == []
+
+
+TRAIN = ["train", *QUICK, "--out"]
+SAMPLES = ["samples", "--dataset", "digits"]
+
+# TMP has a blank.png, a text.png that is no picture, an empty folder and an empty file.
+BAD_PLACES = {
+    "existing run": ([*TRAIN, "RUN"], "exists already; choose another --out"),
+    "run under a file": ([*TRAIN, "TMP/file/run"], "Not a directory"),
+    "run where nobody writes": ([*TRAIN, "/proc/run"], "cannot write /proc/run"),
+    "no data there": (["train", "--data-dir", "TMP/empty"], "has no train-images-idx3-ubyte"),
+    "no data folder": (["train", "--data-dir", "TMP/none"], "none does not exist"),
+    "no run": (["evaluate", "TMP/none"], "is no run folder"),
+    "no run in the folder": (["plot", "TMP/empty"], "has no config.json"),
+    "no picture": (["predict", "RUN", "TMP/text.png"], "cannot be read as a picture"),
+    "missing picture": (["predict", "RUN", "TMP/no.png"], "no.png does not exist"),
+    "blank picture": (["predict", "RUN", "TMP/blank.png"], "blank.png: the picture is blank"),
+    "no images": (["predict", "RUN"], "at least one image"),
+    "no run to predict": (["predict", "TMP/none", "TMP/blank.png"], "is no run folder"),
+    "zero samples": ([*SAMPLES, "--count", "0"], "--count 0"),
+    "samples nowhere": ([*SAMPLES, "--out", "TMP/file/x.png"], "cannot write"),
+    "samples of no format": ([*SAMPLES, "--out", "TMP/x.xyz"], "cannot write"),
+    "no command": ([], "train"),
+    "unknown command": (["trian"], "trian"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PLACES)
+def test_bad_places(name, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (50, 50), 255).save(tmp_path / "blank.png")
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    args, expected = BAD_PLACES[name]
+    args = [arg.replace("TMP", str(tmp_path)).replace("RUN", str(run)) for arg in args]
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = call(capsys, *args)
+    assert (code, out) == (2, ""), err
+    assert err.startswith("mnist-jax: ")
+    assert err.count("\n") == 1
+    assert expected in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """A limit on the size of files, some 4 kB, stands in for the end of the disk."""
+    train = [sys.executable, "-m", "mnist_jax", "train", *QUICK, "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'ulimit -f 6 && exec "$@"', "sh", *train], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert re.fullmatch(r"mnist-jax: cannot write \S+: File too large; free some space .*", last)
+    assert "Traceback" not in done.stderr
+    assert not [path for path in (tmp_path / "run").rglob("*") if "tmp" in path.name]
+    unfinished = command("evaluate", tmp_path / "run")
+    assert unfinished.returncode == 2
+    assert "it did not finish" in unfinished.stderr
+
+
+def test_a_first_run_without_network_or_data_ends_well(tmp_path):
+    """Names of hosts cannot be resolved here: the variable sends requests to a closed port."""
+    env = {
+        **os.environ,
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "https_proxy": "http://127.0.0.1:9",
+    }
+    out = tmp_path / "run"
+    done = command("train", "--hidden", 16, "--epochs", 1, "--out", out, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "MNIST IS NOT HERE" in done.stderr
+    assert "--data-dir or MNIST_JAX_DATA" in done.stderr
+    assert "digits test accuracy" in done.stdout
+    assert rundir.read_summary(out)["dataset"] == "digits"
+    assert rundir.read_config(out)["dataset"] == "digits"
+
+    asked = command("train", "--dataset", "mnist", "--out", tmp_path / "other", env=env)
+    assert asked.returncode == 2
+    assert asked.stdout == ""
+    assert re.fullmatch(r"mnist-jax: mnist could not be downloaded \(.*\); .*\n", asked.stderr)
+    assert not (tmp_path / "other").exists()
+
+
+def test_ctrl_c_is_no_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(cli.Samples, "run", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    code, _, err = call(capsys, "samples")
+    assert (code, err) == (130, "mnist-jax: interrupted\n")
