@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
 import sys
 import time
@@ -17,6 +18,8 @@ from mnist_jax.config import Config, InputError
 
 STARTED = time.perf_counter() - time.process_time()
 """When the process started: what it has computed so far is what it took to get here."""
+
+PICTURE_FORMATS = (".png", ".jpg", ".pdf", ".svg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +51,15 @@ class Evaluate:
 
     run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """A run folder that train made."""
+    data_dir: Path | None = None
+    """Where the data are now, if they have moved since."""
 
     def run(self) -> None:
         """Prints the result and the accuracy of each class."""
         from mnist_jax.report import in_words, load_data, load_run, measure
 
         run = load_run(self.run_folder)
-        dataset = load_data(run)
+        dataset = load_data(run, self.data_dir)
         result = measure(run, dataset.test)
         about = {"dataset": dataset.name, "test_images": len(dataset.test.labels)}
         print(in_words({**about, **result}))
@@ -118,6 +123,8 @@ class Plot:
 
     run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """A run folder that train made."""
+    data_dir: Path | None = None
+    """Where the data are now, if they have moved since."""
 
     def run(self) -> None:
         """Prints the path of each figure."""
@@ -125,7 +132,15 @@ class Plot:
         from mnist_jax.report import draw, load_data, load_run
 
         run = load_run(self.run_folder)
-        for name in draw(run, load_data(run), rundir.read_summary(run.path)):
+        dataset, summary = load_data(run, self.data_dir), rundir.read_summary(run.path)
+        try:
+            names = draw(run, dataset, summary)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{run.path}'s metrics.jsonl or summary.json is damaged ({error!r}); "
+                "train the run anew"
+            ) from None
+        for name in names:
             print(run.path / "figures" / f"{name}.png")
 
 
@@ -134,9 +149,9 @@ class Samples:
     """Show the first training images of a dataset, in a window where there is a screen."""
 
     dataset: str = Config.dataset
-    """As for train."""
+    """mnist, fashion_mnist, kmnist, emnist/SPLIT, digits, local or auto, as for train."""
     data_dir: Path | None = None
-    """As for train."""
+    """Folder with the dataset's files, as for train."""
     count: int = 4
     """How many images."""
     out: Path = Path("samples.png")
@@ -144,17 +159,22 @@ class Samples:
 
     def run(self) -> None:
         """Writes the picture, and shows it."""
-        if self.count < 1:
-            raise InputError(f"--count {self.count} cannot be used: it takes 1 or more")
+        if not 1 <= self.count <= 400:
+            raise InputError(f"--count {self.count} cannot be used: it takes 1 to 400")
+        if self.out.suffix.lower() not in PICTURE_FORMATS or self.out.is_dir():
+            known = ", ".join(PICTURE_FORMATS)
+            raise InputError(f"--out {self.out} cannot be used: it takes a file name in {known}")
         from mnist_jax import data, plots
 
         dataset = data.load(self.dataset, self.data_dir)
         first = dataset.train.images[: self.count], dataset.train.labels[: self.count]
-        figure = plots.samples(*first, dataset.class_names, dataset.name)
+        figure = plots.samples(*first, dataset.class_names, f"{dataset.name}: the first images")
         try:
             figure.savefig(self.out, dpi=150)
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot write {self.out}: {error}; choose another --out") from None
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.out}: {error.strerror}; choose another --out"
+            ) from None
         print(f"{dataset.name}: the first {len(first[1])} training images, in {self.out}")
         plots.show(figure)
 
@@ -169,11 +189,13 @@ COMMANDS = {
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs one command. Exit codes: 0 done, 2 bad input, 1 anything else."""
+    """Runs one command. Exit codes: 0 done, 2 bad input, 130 interrupted, 1 anything else."""
     try:
-        command = _parse(args)
-        command.run()
-    except InputError as error:
+        _parse(sys.argv[1:] if args is None else args).run()
+    except (InputError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # whoever read our output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         print(f"mnist-jax: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -181,19 +203,23 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _parse(args: Sequence[str] | None) -> Train | Evaluate | Predict | Plot | Samples:
+def _parse(args: Sequence[str]) -> Train | Evaluate | Predict | Plot | Samples:
     """The command that `args` spell, or an InputError in one line."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.extras.subcommand_cli_from_dict(
-                COMMANDS, prog="mnist-jax", description=__doc__, args=args
+                COMMANDS,
+                prog="mnist-jax",
+                description="Train multilayer perceptrons on handwritten digits, and look inside.",
+                args=args,
             )
     except SystemExit as stopped:
         if stopped.code in (0, None):
             raise
-        # tyro draws a box of several lines: its paragraphs, up to the pointer to --help.
+        # tyro draws a box: what is wrong, then help, paragraph by paragraph.
         lines = [line.strip("│╭╮╰╯ \n") for line in complaint.getvalue().splitlines()[1:-1]]
-        paragraphs = re.split("─{9,}", " ".join(lines))
-        said = "; ".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-        raise InputError(said) from None
+        paragraphs = [" ".join(part.split()) for part in re.split("─{9,}", " ".join(lines))]
+        said = [part.rstrip(".") for part in paragraphs if not part.startswith("For full help")]
+        command = f" {args[0]}" if args and args[0] in COMMANDS else ""
+        raise InputError("; ".join([*said, f"see mnist-jax{command} --help"])) from None

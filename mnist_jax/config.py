@@ -20,7 +20,11 @@ Initializer = Literal[
 Schedule = Literal["constant", "linear", "cosine"]
 
 
-class InputError(ValueError):
+MOST = 10**6
+"""The largest width, batch and count of epochs and seeds; what fits in memory is often less."""
+
+
+class InputError(Exception):
     """Something a person gave cannot be used; the message says what, why and what to do."""
 
 
@@ -90,13 +94,18 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if get_origin(field.type) is Literal:
-                choices = get_args(field.type)
-                value = getattr(self, field.name)
-                self._require(field.name, value in choices, f"one of {', '.join(choices)}")
-        self._require("hidden", all(width >= 1 for width in self.hidden), "widths of 1 or more")
+            name, kind, value = field.name, field.type, getattr(self, field.name)
+            if get_origin(kind) is Literal:
+                choices = get_args(kind)
+                self._require(name, value in choices, f"one of {', '.join(choices)}")
+            elif kind is int:
+                self._require(name, type(value) is int, "a whole number")
+            elif kind is float:
+                self._require(name, type(value) in (int, float), "a number")
+        widths = all(type(width) is int and 1 <= width <= MOST for width in self.hidden)
+        self._require("hidden", widths, f"widths from 1 to {MOST}")
         for name in ("epochs", "batch_size", "seeds"):
-            self._require(name, getattr(self, name) >= 1, "1 or more")
+            self._require(name, 1 <= getattr(self, name) <= MOST, f"1 to {MOST}")
         for name in ("validation_images", "warmup_steps"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("input_dropout", "dropout", "momentum"):
@@ -139,14 +148,7 @@ def from_json(fields: dict[str, Any]) -> Config:
     if names != set(fields):
         wrong = ", ".join(sorted(names ^ set(fields)))
         raise InputError(f"the config has missing or unknown fields: {wrong}")
-    data_dir = fields["data_dir"]
-    try:
-        return Config(
-            **{
-                **fields,
-                "data_dir": None if data_dir is None else Path(data_dir),
-                "hidden": tuple(fields["hidden"]),
-            }
-        )
-    except TypeError as error:
-        raise InputError(f"the config has a value of the wrong type: {error}") from None
+    data_dir, hidden = fields["data_dir"], fields["hidden"]
+    if not isinstance(data_dir, str | None) or not isinstance(hidden, list):
+        raise InputError(f"data_dir {data_dir} or hidden {hidden} is of the wrong type")
+    return Config(**{**fields, "data_dir": data_dir and Path(data_dir), "hidden": tuple(hidden)})

@@ -7,6 +7,7 @@ with scikit-learn; `sources.py` fetches them.
 import hashlib
 import os
 import sys
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,21 +69,23 @@ class Dataset(NamedTuple):
 def load(name: str = "mnist", data_dir: Path | str | None = None) -> Dataset:
     """The dataset called `name`, from `data_dir` or $MNIST_JAX_DATA, else cached or downloaded.
 
-    A data folder holds the dataset's files itself, or in a subfolder of its name. `auto` is mnist,
-    or digits, with a warning on standard error, where mnist cannot be had. `local` is
-    whatever the data folder holds, under no checksum.
+    A data folder holds the dataset's files itself, or in a subfolder of its name; where it comes
+    from the environment, the first is for mnist and local alone. `auto` is mnist, or digits, with
+    a warning on standard error, where mnist cannot be had. `local` is whatever the data folder
+    holds, under no checksum.
 
     Raises:
         InputError: an unknown name, or files that are missing or not what they should be.
         DataUnavailable: there is no such data here, and no way to download it.
     """
-    folder = data_dir or os.environ.get(DATA_VARIABLE)
     if name == "auto":
         try:
             return load("mnist", data_dir)
         except DataUnavailable as error:
-            print(_FALLBACK.format(error=error), file=sys.stderr, flush=True)
+            said = _FALLBACK.format(line=72 * "=", error=textwrap.fill(str(error), 72))
+            print(said, file=sys.stderr, flush=True)
             return load("digits")
+    folder = data_dir or _default_folder(name)
     if name == "digits":
         arrays = sources.embedded_digits()
     elif name not in (*CLASS_NAMES, "local"):
@@ -98,13 +101,21 @@ def load(name: str = "mnist", data_dir: Path | str | None = None) -> Dataset:
 
 
 _FALLBACK = """
-======================================================================
-  {error}
+{line}
+{error}
 
-  MNIST IS NOT HERE. Training on `digits` instead: 1,797 small (8 x 8)
-  digits that come with scikit-learn. No number below is about MNIST.
-======================================================================
+MNIST IS NOT HERE. Going on with `digits` instead: 1,797 small digits of
+8 x 8 pixels that come with scikit-learn. Nothing below is about MNIST.
+{line}
 """
+
+
+def _default_folder(name: str) -> str | None:
+    """The folder in the environment: MNIST's or one's own, or with a subfolder for `name`."""
+    folder = os.environ.get(DATA_VARIABLE)
+    if folder and (name in ("mnist", "local") or (Path(folder).expanduser() / name).is_dir()):
+        return folder
+    return None
 
 
 def hold_out(examples: Examples, count: int) -> tuple[Examples, Examples]:
@@ -134,6 +145,9 @@ def sha256_as_idx(array: UInt8[np.ndarray, "..."]) -> str:
 def _checked(name: str, arrays: Arrays) -> Dataset:
     """The four `arrays` as the dataset `name`, if they can be."""
     x_train, y_train, x_test, y_test = arrays
+    for array in arrays:
+        if array.dtype.kind not in "iuf":
+            raise InputError(f"{name} has arrays of {array.dtype}; it takes numbers")
     if name == "local":
         class_names = tuple(str(label) for label in range(int(y_train.max(initial=0)) + 1))
     else:

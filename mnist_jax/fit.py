@@ -6,6 +6,7 @@ import importlib.metadata
 import itertools
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 
 from mnist_jax import data, population, rundir
-from mnist_jax.config import Config, to_json
+from mnist_jax.config import Config, InputError, to_json
 from mnist_jax.data import Dataset
 from mnist_jax.progress import progress
 from mnist_jax.report import Run, draw, measure
@@ -63,8 +64,6 @@ def fit(
         "image_shape": [height, width],
         "class_names": list(dataset.class_names),
     }
-    out = out or _new_folder(config)
-    rundir.create(out, {**to_json(config), "data": info})
     print(
         f"{dataset.name}: {train_images:,} images to train on, {len(validation.labels):,} to "
         f"validate, {len(dataset.test.labels):,} to test, {height} x {width} pixels; "
@@ -72,16 +71,18 @@ def fit(
         flush=True,
     )
 
-    with _timed(seconds, "compile"):
+    with _timed(seconds, "compile"), _memory_errors():
         training, validation = jax.device_put((training, validation))
         keys = population.keys(config.all_seeds)
-        states = population.init(recipe, keys)
+        states = jax.block_until_ready(population.init(recipe, keys))
         lowered = population.train_epoch.lower(recipe, states, training, keys, config.batch_size)
         train_epoch = lowered.compile()
 
+    out = out or _new_folder(config)
+    rundir.create(out, {**to_json(config), "data": info})
     seen = steps_per_epoch(train_images, config.batch_size) * config.batch_size
     seconds |= {"train": 0.0, "evaluate": 0.0}
-    with progress(config.epochs, config.seeds) as show:
+    with progress(config.epochs, config.seeds) as show, _memory_errors():
         for epoch in range(1, config.epochs + 1):
             start = time.perf_counter()
             states, metrics = jax.block_until_ready(train_epoch(states, training, keys))
@@ -110,6 +111,13 @@ def fit(
         rundir.save_checkpoint(out, int(states.step[0]), states)
     with _timed(seconds, "evaluate"):
         result = measure(run, dataset.test)
+    diverged = config.seeds - int(np.isfinite(result["test_loss"]).sum())
+    if diverged:
+        print(
+            f"{diverged} of {config.seeds} networks diverged: their loss is no finite number; "
+            f"lower --learning-rate {config.learning_rate}",
+            file=sys.stderr,
+        )
     about = {
         "dataset": dataset.name,
         **{name: info[name] for name in ("train_images", "validation_images", "test_images")},
@@ -155,6 +163,18 @@ def _versions() -> dict[str, str]:
     packages = ("mnist_jax", "jax", "jaxlib", "flax", "optax", "numpy")
     found = {package: importlib.metadata.version(package) for package in packages}
     return {"python": platform.python_version(), **found}
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+            raise InputError(
+                "the networks do not fit into memory; lower --hidden, --seeds or --batch-size"
+            ) from None
+        raise
 
 
 @contextmanager

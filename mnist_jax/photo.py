@@ -1,6 +1,5 @@
 """A picture file of one digit becomes an image like those that the network learned from."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +21,9 @@ def read_photo(file: Path) -> UInt8[np.ndarray, "rows columns"]:
     Raises:
         InputError: the file is missing, no picture, damaged or too large.
     """
+    Image.MAX_IMAGE_PIXELS = None  # in favour of the check below, which warns nobody
     try:
-        with warnings.catch_warnings(), Image.open(file) as picture:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(file) as picture:
             if picture.width * picture.height > LARGEST_PHOTO:
                 raise InputError(
                     f"{file} has {picture.width} x {picture.height} pixels; "
@@ -53,18 +52,18 @@ def to_digit(
 ) -> UInt8[np.ndarray, "height width"]:
     """A picture of one digit, made into an image like those that the network learned from.
 
-    A picture of that very `shape` is taken as it is. Any other becomes light ink on black, is
-    cropped to the ink, scaled to fit 20 of the 28 pixels, and shifted until its centre of mass
-    lies in the middle, as the digits of NIST were for MNIST (http://yann.lecun.com/exdb/mnist).
-    Images smaller than MNIST's have no margin to leave: there the ink fills the frame.
+    Dark ink on light paper becomes light ink on black. A picture of that very `shape` is then
+    left as it is. Any other is cropped to the ink, scaled to fit 20 of the 28 pixels, and shifted
+    until its centre of mass lies in the middle, as the digits of NIST were for MNIST
+    (http://yann.lecun.com/exdb/mnist). Images smaller than MNIST's have no margin to leave.
 
     Raises:
         InputError: the picture is blank.
     """
-    if photo.shape == shape:
-        return photo
     edge = np.concatenate([photo[0], photo[-1], photo[:, 0], photo[:, -1]])
     paper = float(np.median(edge))
+    if photo.shape == shape:
+        return 255 - photo if paper > 127 else photo
     ink = paper - photo if paper > 127 else photo - paper
     if ink.max() < FAINTEST_INK:
         raise InputError("the picture is blank; it takes a digit that stands out from the paper")

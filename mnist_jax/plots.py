@@ -1,5 +1,6 @@
 """Pictures: arrays or a run's metrics in, a matplotlib Figure out."""
 
+import io
 import math
 import os
 import sys
@@ -15,6 +16,15 @@ from matplotlib.ticker import MaxNLocator
 from mnist_jax.preprocess import AnyArray
 
 TRAINING, VALIDATION, TEST = "#1f77b4", "#d95f02", "black"
+
+
+class Picture(Figure):
+    """A Figure that a notebook shows without pyplot, which would also keep it in memory."""
+
+    def _repr_png_(self) -> bytes:
+        stream = io.BytesIO()
+        self.savefig(stream, format="png", dpi=100)
+        return stream.getvalue()
 
 
 def samples(
@@ -34,7 +44,7 @@ def curves(metrics: Sequence[dict[str, Any]], summary: dict[str, Any], title: st
     `metrics` is a record an epoch, as metrics.jsonl holds them; `summary` gives the test result,
     a star at the end, as it is measured once.
     """
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Picture(figsize=(9, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     epochs = [record["epoch"] for record in metrics]
     for part, color in (("train", TRAINING), ("validation", VALIDATION)):
@@ -49,7 +59,7 @@ def curves(metrics: Sequence[dict[str, Any]], summary: dict[str, Any], title: st
                 epochs, values.min(axis=1), values.max(axis=1), color=color, alpha=0.25, lw=0
             )
     star = {"marker": "*", "markersize": 11, "color": TEST, "linestyle": "none", "label": "test"}
-    loss.plot(epochs[-1], np.mean(summary["test_loss"]), **star)
+    loss.plot(epochs[-1], np.mean(np.array(summary["test_loss"], float)), **star)
     accuracy.plot(epochs[-1], 100 - summary["test_error_percent_mean"], **star)
     loss.set(title="Loss (cross-entropy)", xlabel="epoch", ylim=(0, None))
     accuracy.set(title="Accuracy (%)", xlabel="epoch", ylim=(None, 100))
@@ -70,7 +80,7 @@ def confusion(
     """Row: what an image is. Column: what it was read as. Colour shows the mistakes alone."""
     classes, counts = len(class_names), np.asarray(counts)
     size = min(max(5.0, 1.5 + 0.45 * classes), 14.0)
-    figure = Figure(figsize=(size, size), layout="constrained")
+    figure = Picture(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
     mistakes = np.where(np.eye(classes, dtype=bool), 0, counts)
     axes.imshow(mistakes, cmap="Oranges", vmax=max(mistakes.max(), 1))
@@ -103,6 +113,7 @@ def mistakes(
 ) -> Figure:
     """The misread images that the network was surest of, surest first."""
     images, labels, shares = (np.asarray(array) for array in (images, labels, probabilities))
+    shares = np.nan_to_num(shares)  # a network that diverged is sure of nothing
     answers, sureness = shares.argmax(axis=1), shares.max(axis=1)
     wrong = np.flatnonzero(answers != labels)
     chosen = wrong[np.argsort(-sureness[wrong], kind="stable")][:most]
@@ -170,7 +181,7 @@ def _pictures(
 
     foot = 0.8 if scale_label else 0.0
     size = np.array([across * columns, down * rows]) * inches / width
-    figure = Figure(figsize=(size[0] + 0.2, size[1] + 0.5 + foot))
+    figure = Picture(figsize=(size[0] + 0.2, size[1] + 0.5 + foot))
     whole = np.array([figure.get_figwidth(), figure.get_figheight()])
     axes = figure.add_axes((*np.divide((0.1, 0.1 + foot), whole), *(size / whole)))
     image = None

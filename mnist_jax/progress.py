@@ -15,15 +15,13 @@ def progress(epochs: int, seeds: int) -> Iterator[Callable[[dict[str, Any]], Non
 
     It shows the loss and accuracy so far, images per second and the time left.
     """
-    name = "epoch" if seeds == 1 else f"mean of {seeds} seeds, epoch"
     live = sys.stderr.isatty() or "ipykernel" in sys.modules
-    layout = "{percentage:3.0f}% |{bar}| {desc} [{elapsed} so far, {remaining} left]"
+    layout = "{bar:8} {n}/{total}, {elapsed} so far, {remaining} left, {desc}"
     bar = tqdm(total=epochs, disable=not live, dynamic_ncols=True, bar_format=layout)
-    bar.set_description_str(f"{name} 1/{epochs}")
+    bar.set_description_str("in the first epoch")
 
     def show(record: dict[str, Any]) -> None:
         words = [
-            f"{name} {record['epoch']}/{epochs}",
             f"loss {sum(record['train_loss']) / seeds:.4f}",
             f"accuracy {100 - sum(record['train_error_percent']) / seeds:.2f} %",
         ]
@@ -31,11 +29,14 @@ def progress(epochs: int, seeds: int) -> Iterator[Callable[[dict[str, Any]], Non
             percent = 100 - sum(record["validation_error_percent"]) / seeds
             words.append(f"validation {percent:.2f} %")
         words.append(f"{record['images_per_second']:,.0f} images/s")
+        if seeds > 1:
+            words.append(f"means of {seeds} seeds")
         bar.set_description_str(", ".join(words), refresh=False)
         bar.update()
         if not live:
             left = record["seconds"] * (epochs - record["epoch"])
-            print(*words, f"{left:.0f} s left", sep=", ", file=sys.stderr, flush=True)
+            words = [f"epoch {record['epoch']}/{epochs}", f"{left:.0f} s left", *words]
+            print(*words, sep=", ", file=sys.stderr, flush=True)
 
     done = threading.Event()
 

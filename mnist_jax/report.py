@@ -41,8 +41,11 @@ def load_run(path: Path) -> Run:
         config = from_json(kept)
         height, width = info["image_shape"]
         class_names, images = tuple(info["class_names"]), int(info["train_images"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path / 'config.json'} cannot be used ({error!r})") from None
+    except (InputError, KeyError, TypeError, ValueError) as error:
+        shown = error if isinstance(error, InputError) else repr(error)
+        raise InputError(
+            f"{path / 'config.json'} cannot be used ({shown}); train the run anew"
+        ) from None
     recipe = default_recipe(config, height * width, len(class_names), images)
     keys = population.keys(config.all_seeds)
     states = jax.eval_shape(partial(population.init, recipe), keys)
@@ -50,9 +53,19 @@ def load_run(path: Path) -> Run:
     return Run(path, config, (height, width), class_names, recipe, states)
 
 
-def load_data(run: Run) -> Dataset:
-    """The data that `run` was trained on."""
-    return data.load(run.config.dataset, run.config.data_dir)
+def load_data(run: Run, data_dir: Path | None = None) -> Dataset:
+    """The data that `run` was trained on, from `data_dir` if they have moved.
+
+    Raises:
+        InputError: the data cannot be had, or are other data.
+    """
+    dataset = data.load(run.config.dataset, data_dir or run.config.data_dir)
+    if (dataset.test.images.shape[1:], dataset.class_names) != (run.image_shape, run.class_names):
+        raise InputError(
+            f"{dataset.name} is not what {run.path} was trained on: its images or classes differ; "
+            "name the folder of its data with --data-dir"
+        )
+    return dataset
 
 
 def measure(run: Run, examples: Examples) -> dict[str, Any]:
@@ -80,7 +93,7 @@ def in_words(summary: dict[str, Any]) -> str:
     return (
         f"{summary['dataset']} test accuracy {accuracy} % (n = {len(errors)}): "
         f"{', '.join(map(str, errors))} of {summary['test_images']:,} images misread, "
-        f"loss {np.mean(summary['test_loss']):.4f}"
+        f"loss {np.mean(np.array(summary['test_loss'], float)):.4f}"
     )
 
 
@@ -101,11 +114,13 @@ def draw(run: Run, dataset: Dataset, summary: dict[str, Any]) -> list[str]:
     network = f"{name}, seed {run.config.seed}"
     figures: dict[str, Figure] = {
         "samples": plots.samples(
-            dataset.train.images[:4], dataset.train.labels[:4], run.class_names, name
+            *(dataset.train.images[:4], dataset.train.labels[:4], run.class_names),
+            f"{name}: the first images",
         ),
         "curves": plots.curves(rundir.read_metrics(run.path), summary, name),
         "confusion": plots.confusion(
-            counts, run.class_names, f"{network}: how {len(answers):,} test images were read"
+            *(counts, run.class_names),
+            f"{network}: how {len(answers):,} test images were read (colour: mistakes)",
         ),
         "mistakes": plots.mistakes(
             *(test.images, test.labels, answers, run.class_names),
@@ -119,7 +134,8 @@ def draw(run: Run, dataset: Dataset, summary: dict[str, Any]) -> list[str]:
         if leaf.ndim == 3 and leaf.shape[1] == pixels
     ]
     if kernels:
-        title = f"{network}: first layer (ink on red excites the unit, on blue inhibits)"
+        shown = f"the first-layer units with the largest weights, of {kernels[0].shape[1]}"
+        title = f"{network}: {shown}\nink on red excites a unit, ink on blue inhibits it"
         figures["weights"] = plots.weights(np.asarray(kernels[0]), run.image_shape, title)
     for figure_name, figure in figures.items():
         rundir.save_figure(run.path, figure_name, figure)

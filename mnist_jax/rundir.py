@@ -9,12 +9,15 @@
 Every file is whole or absent: it is written under another name and renamed.
 """
 
+import errno
+import gc
 import json
 import logging
 import math
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,10 +36,9 @@ Json = dict[str, Any]
 
 def require_free(run: Path) -> None:
     """Raises InputError unless a new run can go to `run`."""
-    if run.is_dir() and not any(run.iterdir()):
-        return
-    if run.exists():
-        raise InputError(f"{run} exists already; choose another --out, or delete it")
+    with _disk_errors(run):
+        if run.exists() and not (run.is_dir() and not any(run.iterdir())):
+            raise InputError(f"{run} exists already; choose another --out")
 
 
 def create(run: Path, config: Json) -> None:
@@ -56,7 +58,7 @@ def create(run: Path, config: Json) -> None:
 def read_config(run: Path) -> Json:
     """What `create` wrote."""
     if not run.is_dir():
-        raise InputError(f"{run} is no run folder: there is no such folder")
+        raise InputError(f"{run} is no run folder; name one that mnist-jax train made")
     return _read_json(run / "config.json")
 
 
@@ -98,12 +100,15 @@ def save_checkpoint(run: Path, step: int, state: PyTree) -> None:
     from orbax.checkpoint import v1 as ocp  # half a second
 
     folder = run / "checkpoints"
-    try:
-        with _without_tracebacks():
+    problem = None
+    with _quiet_array_store():
+        try:
             ocp.save(str(folder.absolute() / str(step)), state)
-    except (OSError, ValueError) as error:
+        except (OSError, ValueError) as error:
+            problem = _cannot_write(folder, error)
+    if problem:
         shutil.rmtree(folder, ignore_errors=True)
-        raise _cannot_write(folder, error) from None
+        raise problem
 
 
 def load_checkpoint(run: Path, like: PyTree) -> PyTree:
@@ -119,13 +124,13 @@ def load_checkpoint(run: Path, like: PyTree) -> PyTree:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like
     )
     path = folder.absolute() / str(max(steps))
-    try:
-        with _without_tracebacks():
+    problem = ""
+    with _quiet_array_store():
+        try:
             return ocp.load(str(path), abstract)
-    except Exception as error:  # whatever a damaged file makes the array store raise
-        raise InputError(
-            f"{path} cannot be read ({' '.join(str(error).split())[:200]}); train the run anew"
-        ) from None
+        except Exception as error:  # whatever a damaged file makes the array store raise
+            problem = _one_line(error)
+    raise InputError(f"{path} cannot be read ({problem}); train the run anew")
 
 
 def save_figure(run: Path, name: str, figure: "Figure") -> None:
@@ -149,7 +154,8 @@ def _read_json(file: Path) -> Json:
         value = json.loads(file.read_bytes())
     except FileNotFoundError:
         raise InputError(
-            f"{file.parent} is no finished run folder: it has no {file.name}"
+            f"{file.parent} is no finished run: it has no {file.name}; "
+            "name a folder that mnist-jax train made"
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({error}); train the run anew") from None
@@ -181,20 +187,30 @@ def _cannot_write(path: Path, error: OSError | ValueError) -> InputError:
     reason = error.strerror if isinstance(error, OSError) else None
     if number := re.search(r"os_error_code='(\d+)'", str(error)):  # from the array store
         reason = os.strerror(int(number[1]))
-    reason = reason or " ".join(str(error).split())[:200]
-    return InputError(f"cannot write {path}: {reason}; free some space or choose another --out")
+    full = reason in [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+    remedy = "free some space or choose another --out" if full else "choose another --out"
+    return InputError(f"cannot write {path}: {reason or _one_line(error)}; {remedy}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 @contextmanager
-def _without_tracebacks() -> Iterator[None]:
-    """Keeps Orbax from logging the errors that it raises anyway."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+def _quiet_array_store() -> Iterator[None]:
+    """Keeps Orbax from logging what it raises, and the tasks it drops then from complaining."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+            gc.collect()  # now, not when someone listens again
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _finite(value: Any) -> Any:

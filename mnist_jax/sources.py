@@ -56,8 +56,9 @@ def parse_idx(content: bytes, source: object = "the file") -> UInt8[np.ndarray, 
         InputError: the header is not that of such a file, or does not fit the content.
     """
     if len(content) < 4 or content[:3] != b"\0\0\x08" or content[3] not in (1, 3):
+        start = content[:4].hex(" ") or "nothing"
         raise InputError(
-            f"{source} is no IDX file of labels or images: it begins with {content[:4].hex(' ')}, "
+            f"{source} is no IDX file of labels or images: it begins with {start}, "
             "expected 00 00 08 01 or 00 00 08 03; get the official file"
         )
     start = 4 + 4 * content[3]
@@ -145,9 +146,10 @@ def _read_npz(file: Path) -> Arrays:
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return tuple(archive[key] for key in NPZ_KEYS)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # many kinds, and NumPy's advice is to load what is not safe
         raise InputError(
-            f"{file} is no npz file of arrays {', '.join(NPZ_KEYS)} ({error}); get it again"
+            f"{file} is no npz file of plain arrays {', '.join(NPZ_KEYS)} "
+            f"({type(error).__name__}); get the official one"
         ) from None
 
 
@@ -226,9 +228,12 @@ def _fetch(name: str, manual_dir: Path | None = None) -> list[Path]:
         )
         return [Path(manager.download(url)) for url in urls]
     except download_manager.NonMatchingChecksumError as error:
-        shown = " ".join(str(error).split())
         if manual_dir:
-            raise InputError(f"{manual_dir} does not hold {name}: {shown}") from None
+            raise InputError(
+                f"{manual_dir} does not hold {name}: its files have other checksums; put {name}'s "
+                f"into {manual_dir / name}, or name another folder with --data-dir"
+            ) from None
+        shown = " ".join(str(error).split())
         raise DataUnavailable(f"{name} came damaged, try again: {shown}") from None
     except (tfds.download.DownloadError, OSError) as error:
         raise DataUnavailable(_UNAVAILABLE.format(name=name, error=error)) from None

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from mnist_jax import data, population, rundir
+from mnist_jax import data, plots, population, rundir
 from mnist_jax.config import Config, InputError
 from mnist_jax.fit import fit
 from mnist_jax.report import draw, load_data, load_run, measure, probabilities
@@ -121,6 +121,29 @@ def test_figures_are_drawn_again_the_same(run):
     assert {path: path.read_bytes() for path in (run.path / "figures").iterdir()} == before
 
 
+def test_the_figures_show_the_test_images_and_the_first_layer(run, digits, monkeypatch):
+    shown = {}
+
+    def keep(name):
+        original = getattr(plots, name)
+        monkeypatch.setattr(
+            plots, name, lambda *args, **kw: shown.update({name: args}) or original(*args, **kw)
+        )
+
+    for name in ("mistakes", "weights", "confusion", "samples"):
+        keep(name)
+    draw(run, digits, rundir.read_summary(run.path))
+    images, labels, shares, _, _ = shown["mistakes"]
+    np.testing.assert_array_equal(images, digits.test.images)
+    np.testing.assert_array_equal(labels, digits.test.labels)
+    errors = rundir.read_summary(run.path)["test_errors"][0]
+    assert (shares.argmax(1) != labels).sum() == errors
+    counts = shown["confusion"][0]
+    assert counts.sum() - np.trace(counts) == errors
+    np.testing.assert_array_equal(shown["weights"][0], run.states.params["Dense_0"]["kernel"][0])
+    np.testing.assert_array_equal(shown["samples"][0], digits.train.images[:4])
+
+
 def test_validation_is_measured_each_epoch_and_kept_out_of_training(tmp_path, digits, monkeypatch):
     """The held-out images are blank, with labels that only they have: they cannot be learned."""
     x, y = (array.copy() for array in digits.train)
@@ -182,7 +205,7 @@ def test_without_a_name_a_run_gets_a_new_one(tmp_path, monkeypatch):
 
 
 def test_a_damaged_config_is_named(run, tmp_path):
-    for change in ({"data": 5}, {"epochs": "many"}, {"hidden": [0]}):
+    for change in ({"data": 5}, {"epochs": 0}, {"hidden": [0]}):
         folder = tmp_path / str(next(iter(change)))
         folder.mkdir()
         config = {**json.loads((run.path / "config.json").read_text()), **change}

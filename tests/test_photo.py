@@ -16,7 +16,9 @@ def drawn(height=280, width=200, top=30, left=120, tall=100, wide=20, paper=255,
 
 def test_a_picture_of_the_right_size_is_taken_as_it_is():
     image = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
+    image[0] = image[-1] = image[:, 0] = 0
     assert to_digit(image, (28, 28)) is image
+    np.testing.assert_array_equal(to_digit(255 - image, (28, 28)), image)  # but for its colours
 
 
 @pytest.mark.parametrize(("paper", "ink"), [(255, 0), (0, 255), (230, 60), (20, 140)])
@@ -41,6 +43,42 @@ def test_the_centre_of_mass_lies_in_the_middle():
     for axis in (0, 1):
         centre = np.average(np.arange(28), weights=digit.sum(1 - axis))
         assert abs(centre - 14) <= 0.51
+
+
+def test_only_the_very_shape_is_taken_as_it_is():
+    wide = drawn(height=28, width=40, top=5, left=10, tall=15, wide=3)
+    assert to_digit(wide, (28, 28)).shape == (28, 28)
+
+
+def test_a_small_image_leaves_no_margin():
+    digit = to_digit(drawn(), (8, 8))
+    assert (digit.max(1) > 128).all()
+
+
+def test_a_shadow_on_the_paper_is_no_ink_and_a_light_stroke_is():
+    shadowed, light = drawn(), drawn()
+    shadowed[150:200, 20:60] = 205  # a fifth as dark as the ink
+    light[130:150, 120:140] = 125  # the bar goes on, half as dark
+    bar = to_digit(drawn(), (28, 28))
+    np.testing.assert_array_equal(to_digit(shadowed, (28, 28)).argmax(0), bar.argmax(0))
+    assert (to_digit(shadowed, (28, 28)) > 128).sum() == 80
+    assert (to_digit(light, (28, 28)) > 128).sum() < 80  # longer, so thinner when it fits
+
+
+def test_a_glare_on_the_paper_is_no_ink():
+    picture = drawn(paper=200)
+    picture[10:20, 10:60] = 255
+    np.testing.assert_array_equal(to_digit(picture, (28, 28)), to_digit(drawn(), (28, 28)))
+
+
+def test_a_hairline_is_as_bright_as_a_thick_stroke():
+    assert to_digit(drawn(height=600, tall=400, wide=3), (28, 28)).max() == 255
+
+
+def test_faint_ink_is_read_and_fainter_is_not():
+    assert to_digit(drawn(paper=250, ink=200), (28, 28)).max() == 255
+    with pytest.raises(InputError, match="blank"):
+        to_digit(drawn(paper=250, ink=235), (28, 28))
 
 
 def test_a_speck_at_the_edge_of_the_paper_does_not_decide_what_is_paper():

@@ -1,8 +1,11 @@
 """What a figure shows, read back from its artists; how it looks, only eyes can tell."""
 
+import io
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from mnist_jax import plots
 
@@ -28,6 +31,14 @@ def test_samples_are_the_images_in_order_under_their_labels():
     assert (len(lefts), len(tops)) == (2, 2)  # a 2 x 2 grid
     assert places[1][0] > places[0][0]  # the second stands right of the first
     assert places[2][3] > places[0][3]  # the third below
+
+
+def test_a_notebook_shows_a_figure():
+    """IPython asks an object for its picture under this name."""
+    figure = plots.samples(np.zeros((1, 5, 5), np.uint8), np.array([0]), NAMES)
+    with Image.open(io.BytesIO(figure._repr_png_())) as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 100
 
 
 def metrics(seeds, validation):

@@ -92,6 +92,16 @@ def test_the_environment_variable_names_a_folder(tmp_path, monkeypatch):
     assert data.load("local").name == "local"
 
 
+def test_mnists_folder_in_the_environment_is_not_asked_for_other_data(tmp_path, monkeypatch):
+    write_idx(tmp_path, tiny_arrays())
+    monkeypatch.setenv("MNIST_JAX_DATA", str(tmp_path))
+    monkeypatch.setattr(sources, "read_cache", lambda name: tiny_arrays())
+    assert data.load("kmnist").name == "kmnist"  # from the cache
+    write_idx(tmp_path / "emnist" / "digits", tiny_arrays()[:2], names=["other", "another"])
+    with pytest.raises(InputError, match="has no emnist-digits-train-images"):
+        data.load("emnist/digits")
+
+
 def test_official_mnist_in_every_form(mnist_dir, mnist, tmp_path):
     arrays = (*mnist.train, *mnist.test)
     write_idx(tmp_path / "plain", arrays, "")
@@ -219,6 +229,23 @@ def test_a_bad_npz_is_refused(tmp_path, content):
         file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"mnist.npz is no npz file"):
         data.load("local", tmp_path)
+
+
+@pytest.mark.parametrize("labels", [np.int64([-1, 0]), np.float32([0.5, 1.0])])
+def test_labels_that_count_no_classes_are_refused(tmp_path, labels):
+    x_train, y_train, x_test, _ = tiny_arrays()
+    arrays = (x_train, y_train, x_test[:2], labels)
+    np.savez(tmp_path / "mnist.npz", **dict(zip(NPZ_KEYS, arrays, strict=True)))
+    with pytest.raises(InputError, match="expected whole numbers from 0 to 2"):
+        data.load("local", tmp_path)
+
+
+def test_labels_of_another_integer_type_will_do(tmp_path):
+    x_train, y_train, x_test, y_test = tiny_arrays()
+    arrays = (x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int32))
+    np.savez(tmp_path / "mnist.npz", **dict(zip(NPZ_KEYS, arrays, strict=True)))
+    dataset = data.load("local", tmp_path)
+    assert dataset.train.labels.dtype == dataset.test.labels.dtype == np.uint8
 
 
 def test_a_folder_that_is_none(tmp_path):
