@@ -17,6 +17,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -127,10 +128,18 @@ def load_checkpoint(run: Path, like: PyTree) -> PyTree:
     problem = ""
     with _quiet_array_store():
         try:
-            return ocp.load(str(path), abstract)
+            # The array store takes shapes that differ badly, so they are compared first.
+            if _shapes(ocp.metadata(str(path)).metadata) != _shapes(abstract):
+                problem = "it holds arrays of other shapes than the config asks for"
+            else:
+                return ocp.load(str(path), abstract)
         except Exception as error:  # whatever a damaged file makes the array store raise
             problem = _one_line(error)
     raise InputError(f"{path} cannot be read ({problem}); train the run anew")
+
+
+def _shapes(state: PyTree) -> list[str]:
+    return sorted(f"{leaf.dtype}{leaf.shape}" for leaf in jax.tree.leaves(state))
 
 
 def save_figure(run: Path, name: str, figure: "Figure") -> None:
@@ -199,6 +208,7 @@ def _one_line(error: Exception) -> str:
 @contextmanager
 def _quiet_array_store() -> Iterator[None]:
     """Keeps Orbax from logging what it raises, and the tasks it drops then from complaining."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -209,6 +219,7 @@ def _quiet_array_store() -> Iterator[None]:
             yield
             gc.collect()  # now, not when someone listens again
     finally:
+        sys.unraisablehook = hook
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 

@@ -94,7 +94,7 @@ def test_a_full_disk_leaves_no_half_figure(tmp_path, monkeypatch):
 
 
 def test_folders_that_are_no_run(tmp_path):
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="is no run folder"):
         rundir.read_config(tmp_path / "none")
     with pytest.raises(InputError, match=r"it has no config.json"):
         rundir.read_config(tmp_path)
@@ -125,5 +125,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
     rundir.save_checkpoint(tmp_path, 1, {"weights": jnp.arange(4.0)})
+    with pytest.raises(InputError, match="arrays of other shapes"):
+        rundir.load_checkpoint(tmp_path, {"weights": jnp.arange(5.0)})
     with pytest.raises(InputError, match="cannot be read"):
         rundir.load_checkpoint(tmp_path, {"biases": jnp.arange(4.0)})
