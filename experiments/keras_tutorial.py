@@ -1,4 +1,13 @@
-"""CLAIM"""
+"""98.58 +/- 0.07 % test accuracy, n = 5, of Keras' tutorial network trained with SGD.
+
+The network is 784-512-512-10 with ReLU and dropout 0.2, in batches of 128. Keras' example trains it
+with RMSprop for 20 epochs and publishes 98.40 %, of one run (the docstring of examples/mnist_mlp.py
+in keras-team/keras, read there). Ours takes SGD with momentum for 10 epochs and counts the test
+errors of the last weights once. The mean and standard deviation are over seeds 0 to 4, on a CPU
+with 2 cores; results/keras_tutorial.json has the errors, the seconds and the versions of
+
+    python experiments/keras_tutorial.py
+"""
 
 from pathlib import Path
 

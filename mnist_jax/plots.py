@@ -179,9 +179,10 @@ def _pictures(
     above, gap = 0.19 * lines / inches * width, 0.08 * width
     down, across = height + above + gap, width + gap
 
+    head = 0.3 + 0.2 * (title.count("\n") + 1)
     foot = 0.8 if scale_label else 0.0
     size = np.array([across * columns, down * rows]) * inches / width
-    figure = Picture(figsize=(size[0] + 0.2, size[1] + 0.5 + foot))
+    figure = Picture(figsize=(size[0] + 0.2, size[1] + head + foot))
     whole = np.array([figure.get_figwidth(), figure.get_figheight()])
     axes = figure.add_axes((*np.divide((0.1, 0.1 + foot), whole), *(size / whole)))
     image = None

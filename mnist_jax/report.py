@@ -135,7 +135,7 @@ def draw(run: Run, dataset: Dataset, summary: dict[str, Any]) -> list[str]:
     ]
     if kernels:
         shown = f"the first-layer units with the largest weights, of {kernels[0].shape[1]}"
-        title = f"{network}: {shown}\nink on red excites a unit, ink on blue inhibits it"
+        title = f"{network}: {shown}\nink on red excites the unit, ink on blue inhibits it"
         figures["weights"] = plots.weights(np.asarray(kernels[0]), run.image_shape, title)
     for figure_name, figure in figures.items():
         rundir.save_figure(run.path, figure_name, figure)
