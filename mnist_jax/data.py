@@ -85,7 +85,7 @@ def load(name: str = "mnist", data_dir: Path | str | None = None) -> Dataset:
             said = _FALLBACK.format(line=72 * "=", error=textwrap.fill(str(error), 72))
             print(said, file=sys.stderr, flush=True)
             return load("digits")
-    folder = data_dir or _default_folder(name)
+    folder = data_dir or default_folder(name)
     if name == "digits":
         arrays = sources.embedded_digits()
     elif name not in (*CLASS_NAMES, "local"):
@@ -110,7 +110,7 @@ MNIST IS NOT HERE. Going on with `digits` instead: 1,797 small digits of
 """
 
 
-def _default_folder(name: str) -> str | None:
+def default_folder(name: str) -> str | None:
     """The folder in the environment: MNIST's or one's own, or with a subfolder for `name`."""
     folder = os.environ.get(DATA_VARIABLE)
     if folder and (name in ("mnist", "local") or (Path(folder).expanduser() / name).is_dir()):

@@ -42,7 +42,8 @@ def fit(
         started: `time.perf_counter()` when the process started, for the record of its time.
 
     Raises:
-        InputError: the data, the config or the folder cannot be used; nothing is left behind.
+        InputError: the data, the config or the folder cannot be used, and nothing is left behind;
+            or the disk is full, and what is left is whole.
     """
     seconds: dict[str, float] = {}
     begun = time.perf_counter()
@@ -143,7 +144,7 @@ def device_name() -> str:
 
 def _as_used(config: Config, dataset: Dataset) -> Config:
     """`config` with the dataset that was had, and the folder it came from."""
-    folder = config.data_dir or os.environ.get(data.DATA_VARIABLE)
+    folder = config.data_dir or data.default_folder(dataset.name)
     if dataset.name == "digits" or not folder:
         return dataclasses.replace(config, dataset=dataset.name, data_dir=None)
     return dataclasses.replace(

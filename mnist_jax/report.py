@@ -134,7 +134,7 @@ def draw(run: Run, dataset: Dataset, summary: dict[str, Any]) -> list[str]:
         if leaf.ndim == 3 and leaf.shape[1] == pixels
     ]
     if kernels:
-        shown = f"the first-layer units with the largest weights, of {kernels[0].shape[1]}"
+        shown = f"what the strongest of the {kernels[0].shape[1]} first-layer units look for"
         title = f"{network}: {shown}\nink on red excites the unit, ink on blue inhibits it"
         figures["weights"] = plots.weights(np.asarray(kernels[0]), run.image_shape, title)
     for figure_name, figure in figures.items():

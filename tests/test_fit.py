@@ -6,11 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from mnist_jax import data, plots, population, rundir
+from mnist_jax import data, plots, population, rundir, sources
 from mnist_jax.config import Config, InputError
 from mnist_jax.fit import fit
 from mnist_jax.report import draw, load_data, load_run, measure, probabilities
 from mnist_jax.train import default_recipe
+
+from .conftest import tiny_arrays
 
 SMALL = Config(dataset="digits", hidden=(16,), epochs=3, batch_size=32, seeds=2)
 
@@ -171,6 +173,18 @@ def test_a_researcher_brings_their_own_recipe(tmp_path):
     run = fit(SMALL, tmp_path / "run", make_recipe=with_adam)
     assert type(run.states.opt_state[0]) is optax.ScaleByAdamState
     assert rundir.read_summary(run.path)["test_error_percent_mean"] < 50
+
+
+def test_a_run_remembers_the_folder_it_read_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("MNIST_JAX_DATA", str(tmp_path))  # MNIST's, so not asked for kmnist
+    monkeypatch.setattr(sources, "read_cache", lambda name: tiny_arrays())
+    small = {"hidden": (4,), "epochs": 1, "batch_size": 8}
+    run = fit(Config(dataset="kmnist", **small), tmp_path / "cached")
+    assert load_run(run.path).config.data_dir is None
+    arrays = dict(zip(sources.NPZ_KEYS, tiny_arrays(), strict=True))
+    np.savez(tmp_path / "mnist.npz", **arrays)
+    run = fit(Config(dataset="local", **small), tmp_path / "local")
+    assert load_run(run.path).config.data_dir == tmp_path
 
 
 def test_softmax_regression_and_its_pictures(tmp_path):
