@@ -178,7 +178,10 @@ def test_predictions_in_words(run, tmp_path, digits, capsys):
     Image.fromarray(digits.test.images[0]).save(file)
     code, out, _ = call(capsys, "predict", run, file)
     assert code == 0
-    assert re.fullmatch(rf"{re.escape(str(file))}: \d \([\d.]+%; next \d, [\d.]+%\)\n", out)
+    found = re.fullmatch(rf"{re.escape(str(file))}: (\d) \([\d.]+%; next (\d), [\d.]+%\)\n", out)
+    (answer,) = json.loads(call(capsys, "predict", run, file, "--json")[1])
+    best_two = np.argsort(answer["probabilities"])[:-3:-1]
+    assert [int(word) for word in found.groups()] == best_two.tolist()
 
 
 # Bad input: one line on standard error, exit code 2, nothing half-written

@@ -34,6 +34,8 @@ def test_a_run_leaves_all_that_the_design_promises(run):
     assert set(summary["seconds"]) >= {
         *("startup", "data", "compile", "train", "evaluate", "total")
     }
+    seconds = summary["seconds"]
+    assert seconds["total"] >= sum(seconds.values()) - seconds["total"] > 0
     assert {"jax", "flax", "python"} <= set(summary["versions"])
     assert summary["device"]
 
@@ -71,7 +73,11 @@ def test_metrics_have_a_line_an_epoch_and_an_entry_a_seed(run):
     assert [record["step"] for record in records] == [44, 88, 132]
     for record in records:
         assert len(record["train_loss"]) == len(record["train_error_percent"]) == 2
-        assert record["images_per_second"] > 0
+        images = record["images_per_second"] * record["seconds"]
+        assert images == pytest.approx(44 * 32 * 2)  # steps, batch, seeds
+        for percent in record["train_error_percent"]:
+            errors = percent / 100 * 44 * 32
+            assert errors == pytest.approx(round(errors), abs=0.01)
         assert "validation_loss" not in record
 
 
@@ -167,10 +173,12 @@ def test_validation_is_measured_each_epoch_and_kept_out_of_training(tmp_path, di
 
 def test_a_researcher_brings_their_own_recipe(tmp_path):
     def with_adam(config, pixels, classes, train_images):
+        assert (pixels, classes, train_images) == (64, 10, 1437 - 37)
         recipe = default_recipe(config, pixels, classes, train_images)
         return recipe._replace(optimizer=optax.adam(0.003))
 
-    run = fit(SMALL, tmp_path / "run", make_recipe=with_adam)
+    config = Config(**{**vars(SMALL), "validation_images": 37})
+    run = fit(config, tmp_path / "run", make_recipe=with_adam)
     assert type(run.states.opt_state[0]) is optax.ScaleByAdamState
     assert rundir.read_summary(run.path)["test_error_percent_mean"] < 50
 

@@ -365,6 +365,28 @@ def test_emnist_comes_out_of_its_one_archive(server):
     np.testing.assert_array_equal(dataset.train.images, tiny_arrays()[0].transpose(0, 2, 1))
 
 
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("mnist", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
+        ("fashion_mnist", "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"),
+        ("kmnist", "http://codh.rois.ac.jp/kmnist/dataset/kmnist/"),
+        ("emnist/letters", "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip"),
+    ],
+)
+def test_each_dataset_is_asked_for_where_it_lives(name, url, monkeypatch):
+    asked = []
+
+    def remember(name, url):
+        asked.append(url)
+        raise data.DataUnavailable(name)
+
+    monkeypatch.setattr(sources, "_require_reachable", remember)
+    with pytest.raises(data.DataUnavailable):
+        data.load(name)
+    assert asked[0].startswith(url)
+
+
 def test_a_missing_file_on_the_server_is_said(server):
     _, register = server
     register()
