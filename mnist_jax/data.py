@@ -9,14 +9,13 @@ import os
 import sys
 import textwrap
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Integer, UInt8
 
 from mnist_jax import sources
 from mnist_jax.config import InputError
-from mnist_jax.preprocess import AnyArray
 from mnist_jax.sources import DATA_VARIABLE, IDX_NAMES, Arrays, DataUnavailable
 
 MNIST_SHA256 = (
@@ -53,8 +52,9 @@ CLASS_NAMES: dict[str, tuple[str, ...]] = {
 class Examples(NamedTuple):
     """Images with their labels; a pytree, so it goes to the device as one."""
 
-    images: UInt8[AnyArray, "n height width"]
-    labels: Integer[AnyArray, "n"]
+    # Any: arrays of NumPy or JAX. Naming JAX's would import it, and it is imported while data load.
+    images: UInt8[Any, "n height width"]
+    labels: Integer[Any, "n"]
 
 
 class Dataset(NamedTuple):
@@ -139,7 +139,9 @@ def hold_out(examples: Examples, count: int) -> tuple[Examples, Examples]:
 def sha256_as_idx(array: UInt8[np.ndarray, "..."]) -> str:
     """SHA-256 of the plain IDX file that would hold `array`."""
     header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
-    return hashlib.sha256(header + array.tobytes()).hexdigest()
+    hashed = hashlib.sha256(header)
+    hashed.update(np.ascontiguousarray(array).data)
+    return hashed.hexdigest()
 
 
 def _checked(name: str, arrays: Arrays) -> Dataset:

@@ -32,6 +32,7 @@ def fit(
     out: Path | None = None,
     make_recipe: MakeRecipe = default_recipe,
     started: float | None = None,
+    dataset: Dataset | None = None,
 ) -> Run:
     """Trains the networks of `config`, counts their test errors once, and keeps it all in `out`.
 
@@ -40,6 +41,7 @@ def fit(
         out: the run folder; by default a new one under runs/, named after the time and the run.
         make_recipe: gives the ingredients, where they are not the default ones.
         started: `time.perf_counter()` when the process started, for the record of its time.
+        dataset: what `data.load` gives for `config`, where it is loaded already.
 
     Raises:
         InputError: the data, the config or the folder cannot be used, and nothing is left behind;
@@ -53,7 +55,7 @@ def fit(
     if out:
         rundir.require_free(out)
     with _timed(seconds, "data"):
-        dataset = data.load(config.dataset, config.data_dir)
+        dataset = dataset or data.load(config.dataset, config.data_dir)
         config = _as_used(config, dataset)
         training, validation = data.hold_out(dataset.train, config.validation_images)
     train_images, (height, width) = len(training.labels), training.images.shape[1:]
@@ -75,9 +77,10 @@ def fit(
     with _timed(seconds, "compile"), _memory_errors():
         training, validation = jax.device_put((training, validation))
         keys = population.keys(config.all_seeds)
+        side_by_side = population.compile_ahead(
+            recipe, keys, training, dataset.test, config.batch_size
+        )
         states = jax.block_until_ready(population.init(recipe, keys))
-        lowered = population.train_epoch.lower(recipe, states, training, keys, config.batch_size)
-        train_epoch = lowered.compile()
 
     out = out or _new_folder(config)
     rundir.create(out, {**to_json(config), "data": info})
@@ -86,22 +89,25 @@ def fit(
     with progress(config.epochs, config.seeds) as show, _memory_errors():
         for epoch in range(1, config.epochs + 1):
             start = time.perf_counter()
-            states, metrics = jax.block_until_ready(train_epoch(states, training, keys))
+            states, metrics = population.train_epoch(
+                recipe, states, training, keys, config.batch_size, side_by_side
+            )
+            metrics, step = jax.device_get((metrics, states.step))
             taken = time.perf_counter() - start
             seconds["train"] += taken
             record: dict[str, Any] = {
                 "epoch": epoch,
-                "step": int(states.step[0]),
+                "step": int(step[0]),
                 "train_loss": metrics.loss.tolist(),
-                "train_error_percent": (100 * np.asarray(metrics.errors) / seen).tolist(),
+                "train_error_percent": (100 * metrics.errors / seen).tolist(),
             }
             if len(validation.labels):
                 with _timed(seconds, "evaluate"):
-                    evaluation = population.evaluate(recipe, states, validation)
-                    errors = np.asarray(evaluation.errors)
+                    evaluation = jax.device_get(population.evaluate(recipe, states, validation))
+                percent = 100 * evaluation.errors / len(validation.labels)
                 record |= {
                     "validation_loss": evaluation.loss.tolist(),
-                    "validation_error_percent": (100 * errors / len(validation.labels)).tolist(),
+                    "validation_error_percent": percent.tolist(),
                 }
             record |= {"seconds": taken, "images_per_second": seen * config.seeds / taken}
             rundir.append_metrics(out, record)
@@ -109,7 +115,7 @@ def fit(
 
     run = Run(out, config, (height, width), dataset.class_names, recipe, states)
     with _timed(seconds, "save"):
-        rundir.save_checkpoint(out, int(states.step[0]), states)
+        rundir.save_checkpoint(out, int(np.asarray(states.step)[0]), states)
     with _timed(seconds, "evaluate"):
         result = measure(run, dataset.test)
     diverged = config.seeds - int(np.isfinite(result["test_loss"]).sum())

@@ -70,8 +70,8 @@ def load_data(run: Run, data_dir: Path | None = None) -> Dataset:
 
 def measure(run: Run, examples: Examples) -> dict[str, Any]:
     """What goes into the summary about the test set; std is over seeds (n - 1), None for one."""
-    evaluation = population.evaluate(run.recipe, run.states, examples)
-    errors, counts = np.asarray(evaluation.errors), np.asarray(evaluation.confusion).sum(axis=0)
+    evaluation = jax.device_get(population.evaluate(run.recipe, run.states, examples))
+    errors, counts = evaluation.errors, evaluation.confusion.sum(axis=0)
     percent = 100 * errors / len(examples.labels)
     by_class = 100 * np.diag(counts) / np.maximum(counts.sum(axis=1), 1)
     return {
@@ -99,8 +99,9 @@ def in_words(summary: dict[str, Any]) -> str:
 
 def probabilities(run: Run, images: Images) -> Float[np.ndarray, "n classes"]:
     """What the network of the first seed makes of `images`."""
-    logits = population.predict(run.recipe, run.states, images)[0]
-    return np.asarray(jax.nn.softmax(logits))
+    logits = np.asarray(population.predict(run.recipe, run.states, images))[0]
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return odds / odds.sum(axis=1, keepdims=True)
 
 
 def draw(run: Run, dataset: Dataset, summary: dict[str, Any]) -> list[str]:
@@ -129,14 +130,14 @@ def draw(run: Run, dataset: Dataset, summary: dict[str, Any]) -> list[str]:
     }
     pixels = run.image_shape[0] * run.image_shape[1]
     kernels = [
-        leaf[0]
+        np.asarray(leaf)[0]
         for leaf in jax.tree.leaves(run.states.params)
         if leaf.ndim == 3 and leaf.shape[1] == pixels
     ]
     if kernels:
         shown = f"what the strongest of the {kernels[0].shape[1]} first-layer units look for"
         title = f"{network}: {shown}\nink on red excites the unit, ink on blue inhibits it"
-        figures["weights"] = plots.weights(np.asarray(kernels[0]), run.image_shape, title)
+        figures["weights"] = plots.weights(kernels[0], run.image_shape, title)
     for figure_name, figure in figures.items():
         rundir.save_figure(run.path, figure_name, figure)
     return list(figures)

@@ -130,14 +130,21 @@ def _find(folder: Path, idx_name: str) -> Path | None:
 def _read_bytes(file: Path) -> bytes:
     """The content of `file`, unpacked."""
     try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        with file.open("rb") as stream:
             content = stream.read(LARGEST_FILE + 1)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{file} is truncated or damaged ({error}); get it again") from None
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}); check it") from None
+    if file.suffix == ".gz":
+        # In one call, which lets other threads run; the gzip module would ask for each block.
+        unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        try:
+            content = unpacker.decompress(content, LARGEST_FILE + 1)
+        except zlib.error as error:
+            raise InputError(f"{file} is truncated or damaged ({error}); get it again") from None
+        if len(content) <= LARGEST_FILE and (not unpacker.eof or unpacker.unused_data):
+            raise InputError(f"{file} is truncated or damaged; get it again")
     if len(content) > LARGEST_FILE:
-        raise InputError(f"{file} unpacks to more than {LARGEST_FILE} bytes; it is no such dataset")
+        raise InputError(f"{file} holds more than {LARGEST_FILE} bytes; it is no such dataset")
     return content
 
 
@@ -156,12 +163,13 @@ def _read_npz(file: Path) -> Arrays:
 # From the network, through a cache
 
 
-def _cache_dir() -> Path:
+def cache_dir() -> Path:
+    """Where decoded datasets and compiled programs are kept."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mnist_jax"
 
 
 def _cache_file(name: str) -> Path:
-    return _cache_dir() / f"{name.replace('/', '-')}.npz"
+    return cache_dir() / f"{name.replace('/', '-')}.npz"
 
 
 def read_cache(name: str) -> Arrays | None:
@@ -192,7 +200,7 @@ def download(name: str) -> Arrays:
         temporary.replace(_cache_file(name))
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        print(f"{name} could not be cached in {_cache_dir()}: {error.strerror}", file=sys.stderr)
+        print(f"{name} could not be cached in {cache_dir()}: {error.strerror}", file=sys.stderr)
     return arrays
 
 
@@ -221,7 +229,7 @@ def _fetch(name: str, manual_dir: Path | None = None) -> list[Path]:
         tfds.disable_progress_bar()
     try:
         manager = tfds.download.DownloadManager(
-            download_dir=_cache_dir() / "downloads",
+            download_dir=cache_dir() / "downloads",
             manual_dir=manual_dir,
             dataset_name=builder,
             force_checksums_validation=True,

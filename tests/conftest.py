@@ -14,6 +14,7 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # but where a test is about it
 MNIST_DIR = os.environ.pop("MNIST_JAX_DATA", None)  # only tests that ask for MNIST see it
 
 

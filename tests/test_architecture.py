@@ -20,15 +20,16 @@ ALLOWED = {
     "sources": {"config"},
     "rundir": {"config"},
     "progress": set(),
+    "prng": set(),
     "plots": {"preprocess"},
-    "data": {"config", "preprocess", "sources"},
+    "data": {"config", "sources"},
     "model": {"config", "preprocess"},
     "optim": {"config"},
     "train": {"config", "data", "model", "optim", "preprocess"},
-    "population": {"data", "preprocess", "train"},
+    "population": {"data", "preprocess", "prng", "train"},
     "report": {"config", "data", "plots", "population", "preprocess", "rundir", "train"},
     "fit": {"config", "data", "population", "progress", "report", "rundir", "train"},
-    "cli": {"config", "data", "fit", "photo", "plots", "report", "rundir"},
+    "cli": {"config", "data", "fit", "photo", "plots", "report", "rundir", "sources"},
 }
 
 

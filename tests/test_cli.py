@@ -380,6 +380,45 @@ def test_a_first_run_without_network_or_data_ends_well(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def with_compilation_cache(folder):
+    """The environment of a user, whose cache is in `folder`."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    return {**env, "XDG_CACHE_HOME": str(folder)}
+
+
+def test_compiled_programs_are_few_and_kept(tmp_path):
+    """And a run that reads them back repeats the one that compiled them, to the bit."""
+    options = ("train", "--dataset", "digits", "--hidden", 16, "--epochs", 2)
+    programs = tmp_path / "cache" / "mnist_jax" / "compiled"
+    env = with_compilation_cache(tmp_path / "cache")
+
+    def run(name, *more):
+        done = command(*options, *more, "--out", tmp_path / name, env=env)
+        assert done.returncode == 0, done.stderr
+        assert all(line.startswith("epoch") for line in done.stderr.splitlines()), done.stderr
+        summary = rundir.read_summary(tmp_path / name)
+        steps = [line["train_loss"] for line in rundir.read_metrics(tmp_path / name)]
+        return steps, summary["test_errors"], summary["test_loss"]
+
+    uncached = run("uncached", "--no-compilation-cache")
+    assert not programs.exists()
+    cold = run("cold")
+    kept = {path: path.stat().st_mtime_ns for path in programs.glob("*-cache")}
+    names = sorted(path.name.split("-")[0] for path in kept)
+    assert names == ["jit_evaluate", "jit_init", "jit_key", "jit_predict", "jit_train_epoch"]
+    assert uncached == cold == run("warm")
+    assert kept == {path: path.stat().st_mtime_ns for path in programs.glob("*-cache")}
+
+
+def test_without_a_place_for_compiled_programs_a_run_goes_on(tmp_path):
+    (tmp_path / "cache").write_text("a file stands where the cache folder would be")
+    env = {**with_compilation_cache(tmp_path / "cache"), "MPLCONFIGDIR": str(tmp_path)}
+    options = ("--dataset", "digits", "--hidden", 8, "--epochs", 1, "--out", tmp_path / "run")
+    done = command("train", *options, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "compil" not in done.stderr
+
+
 def test_ctrl_c_is_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr(cli.Samples, "run", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     code, _, err = call(capsys, "samples")

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax import population, train
+from mnist_jax import population, prng, train
 from mnist_jax.config import Config
 from mnist_jax.data import Examples
 
@@ -12,7 +12,7 @@ from .conftest import tiny_arrays
 SEEDS = (3, 4, 5)
 
 
-def trained(seeds):
+def trained(seeds, side_by_side=3):
     """The population after two epochs, and its last metrics."""
     config = Config(hidden=(8,), batch_size=10, epochs=2, dropout=0.5)
     recipe = train.default_recipe(config, pixels=6, classes=3, train_images=40)
@@ -20,7 +20,7 @@ def trained(seeds):
     keys = population.keys(seeds)
     states = population.init(recipe, keys)
     for _ in range(2):
-        states, metrics = population.train_epoch(recipe, states, data, keys, 10)
+        states, metrics = population.train_epoch(recipe, states, data, keys, 10, side_by_side)
     return recipe, data, states, metrics
 
 
@@ -31,11 +31,12 @@ def test_keys_are_those_of_the_seeds():
         )
 
 
+@pytest.mark.parametrize("side_by_side", [1, 2, 3])
 @pytest.mark.parametrize("place", range(len(SEEDS)))
-def test_each_member_is_its_solo_run(place):
+def test_each_member_is_its_solo_run(place, side_by_side):
     """To the rounding of float32: a batched matrix product may add in another order."""
-    recipe, data, states, metrics = trained(SEEDS)
-    key = jax.random.key(SEEDS[place])
+    recipe, data, states, metrics = trained(SEEDS, side_by_side)
+    key = prng.key(SEEDS[place])
     solo = train.init(recipe, key)
     for _ in range(2):
         solo, solo_metrics = train.train_epoch(recipe, solo, data, key, 10)
@@ -66,3 +67,28 @@ def test_members_differ():
 def test_the_same_population_twice_has_the_same_bits():
     first, second = trained(SEEDS)[2], trained(SEEDS)[2]
     jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_nothing_compiles_after_compile_ahead():
+    config = Config(hidden=(7,), batch_size=10, epochs=1)
+    recipe = train.default_recipe(config, pixels=6, classes=3, train_images=40)
+    images, labels, test_images, test_labels = map(jnp.asarray, tiny_arrays())
+    training, test = Examples(images, labels), Examples(test_images, test_labels)
+    keys = population.keys(SEEDS)
+    side_by_side = population.compile_ahead(recipe, keys, training, test, 10)
+    compiled: list[str] = []
+
+    def listen(event: str, seconds: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        states = population.init(recipe, keys)
+        states, _ = population.train_epoch(recipe, states, training, keys, 10, side_by_side)
+        population.evaluate(recipe, states, test)
+        assert compiled == []
+        population.predict(recipe, states, test.images)
+        assert len(compiled) == 1  # so it would have been noticed
+    finally:
+        jax.monitoring.clear_event_listeners()

@@ -210,7 +210,7 @@ def test_a_gzip_bomb_stops_at_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "LARGEST_FILE", 1000)
     write_idx(tmp_path, tiny_arrays())
     (tmp_path / f"{IDX_NAMES[0]}.gz").write_bytes(gzip.compress(bytes(10**6)))
-    with pytest.raises(InputError, match="unpacks to more than 1000 bytes"):
+    with pytest.raises(InputError, match="holds more than 1000 bytes"):
         data.load("local", tmp_path)
 
 

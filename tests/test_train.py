@@ -8,6 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
+from mnist_jax import prng
 from mnist_jax.config import Config, InputError
 from mnist_jax.data import Examples
 from mnist_jax.model import Model, from_linen
@@ -29,7 +30,7 @@ from mnist_jax.train import (
 
 from .conftest import tiny_arrays
 
-KEY = jax.random.key(0)
+KEY = prng.key(0)
 
 
 def examples(n=40, **sizes) -> Examples:
@@ -102,7 +103,7 @@ def test_golden_loss_of_the_first_step(digits):
     )
 
 
-GOLDEN_LOSS = 2.502819
+GOLDEN_LOSS = 2.36572
 
 
 # The epoch
@@ -112,7 +113,8 @@ def test_an_epoch_is_a_plain_loop_over_the_shuffled_batches():
     recipe, data = small_recipe(n=43, dropout=0.5), examples(43)
     scanned, metrics = train_epoch(recipe, init(recipe, KEY), data, KEY, 10)
 
-    order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(KEY, ORDER), 0), 43)
+    draws = jax.random.bits(jax.random.fold_in(jax.random.fold_in(KEY, ORDER), 0), (43,))
+    order = np.array(sorted(range(43), key=draws.tolist().__getitem__))
     looped, losses, errors = init(recipe, KEY), [], 0
     for start in (0, 10, 20, 30):  # the last three images wait for the next shuffle
         batch = order[start : start + 10]
