@@ -130,7 +130,7 @@ def fit(
         **{name: info[name] for name in ("train_images", "validation_images", "test_images")},
         **{"seed": config.seed, "seeds": config.seeds, "epochs": config.epochs},
     }
-    run_on = {"device": device_name(), "versions": _versions(), "seconds": seconds}
+    run_on = {"device": device_name(), "versions": versions(), "seconds": seconds}
     try:
         with _timed(seconds, "figures"):
             draw(run, dataset, result)
@@ -166,7 +166,8 @@ def _new_folder(config: Config) -> Path:
     return next(path for path in paths if not path.exists())
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """What decides the numbers, beside the code."""
     packages = ("mnist_jax", "jax", "jaxlib", "flax", "optax", "numpy")
     found = {package: importlib.metadata.version(package) for package in packages}
     return {"python": platform.python_version(), **found}

@@ -1,9 +1,12 @@
 """The experiments' claims, kept by running them."""
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -25,3 +28,81 @@ def test_the_committed_result_is_what_the_docstring_claims():
     accuracy, std = 100 - summary["test_error_percent_mean"], summary["test_error_percent_std"]
     claim = (EXPERIMENTS / "keras_tutorial.py").read_text().partition('"""')[2]
     assert claim.startswith(f"{accuracy:.2f} +/- {std:.2f} % test accuracy, n = {summary['seeds']}")
+
+
+def load(name):
+    """An experiment as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_speedrun_trains_and_counts_each_seed_in_a_process(mnist_dir, tmp_path):
+    results = tmp_path / "speedrun.json"
+    script = EXPERIMENTS / "speedrun.py"
+    flags = ["--data-dir", str(mnist_dir), "--runs", "2", "--results", str(results)]
+    done = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(results.read_text())
+    committed = json.loads((EXPERIMENTS / "results" / "speedrun.json").read_text())
+    # Other machines and versions round otherwise; none changes what three epochs reach.
+    np.testing.assert_allclose(found["test_errors"], committed["test_errors"][:2], atol=25)
+    assert len(found["seconds"]) == 2
+
+
+def test_the_committed_speedrun_is_what_its_docstring_claims():
+    found = json.loads((EXPERIMENTS / "results" / "speedrun.json").read_text())
+    claim = (EXPERIMENTS / "speedrun.py").read_text().partition('"""')[2]
+    assert claim.startswith(found["claim"])
+    errors = np.array(found["test_errors"])
+    assert (len(errors), len(found["seconds"])) == (20, 20)
+    assert f"{100 - errors.mean() / 100:.2f} +/- {errors.std(ddof=1) / 100:.2f} %" in found["claim"]
+    assert errors.mean() <= 200
+    assert f"{np.median(found['seconds']):.1f} s after" in found["claim"]
+
+
+def test_the_benchmark_measures_what_is_installed_and_names_the_rest(mnist_dir, tmp_path):
+    results = tmp_path / "benchmark.json"
+    flags = ["--data-dir", str(mnist_dir), "--rounds", "1", "--only", "race"]
+    flags += ["--results", str(results), "--figures", str(tmp_path)]
+    script = EXPERIMENTS / "benchmark.py"
+    done = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    race = json.loads(results.read_text())["race"]
+    assert {"mnist_jax", "Flax NNX"} <= set(race)
+    for module, peer in (("torch", "PyTorch, bfloat16"), ("keras", "Keras on JAX")):
+        skipped = f"{peer} is skipped: {module} not installed" in done.stdout
+        assert skipped == (peer not in race) == (importlib.util.find_spec(module) is None)
+    for peer in ("mnist_jax", "Flax NNX"):  # the same recipe gives the same accuracy anywhere
+        (errors,) = race[peer]["errors"]
+        assert 150 < errors[-1] < 240
+        assert race[peer]["epoch_seconds"][0] > 0
+        assert f"| {peer} |" in done.stdout
+    assert (tmp_path / "benchmark.png").stat().st_size > 10_000
+
+
+def test_a_peer_that_fails_is_named_and_left_out(tmp_path, capsys, monkeypatch):
+    benchmark = load("benchmark")
+    monkeypatch.setattr(benchmark, "HERE", tmp_path)
+    (tmp_path / "peers").mkdir()
+    (tmp_path / "peers" / "broken_peer.py").write_text("raise ValueError('no such device')")
+    peer = benchmark.Peer("Broken", "broken")
+    bench = benchmark.Bench([peer], {}, rounds=2)
+    assert bench.race() == {}
+    assert bench.failed == {"Broken": "ValueError: no such device"}
+    assert capsys.readouterr().out.count("Broken") == 1  # not asked a second time
+
+
+def test_the_time_to_98_percent_is_that_of_the_first_such_epoch():
+    benchmark = load("benchmark")
+    events = [{"since_start": n, "errors": errors} for n, errors in enumerate((240, 200, 150))]
+    assert benchmark.seconds_to_target(benchmark.Measured(events, 9.0, 1.0)) == 1
+    assert benchmark.seconds_to_target(benchmark.Measured(events[:1], 9.0, 1.0)) is None
+
+
+def test_the_table_of_the_benchmark_is_that_of_its_results():
+    found = json.loads((EXPERIMENTS / "results" / "benchmark.json").read_text())
+    assert load("benchmark").table(found) in (EXPERIMENTS / "README.md").read_text()

@@ -1,0 +1,377 @@
+"""How fast mnist_jax is beside the frameworks that one would pick instead.
+
+The same network, data, batch, optimizer and schedule here and in Keras (on TensorFlow, JAX and
+PyTorch), PyTorch (eager, compiled, bfloat16) and Flax NNX, each in a process of its own, round by
+round in turn. README.md has the table, results/benchmark.json every number of
+
+    python -m pip install -e ".[bench]" && python experiments/benchmark.py
+
+The network is 784-512-512-10 with ReLU and dropout 0.2, in batches of 128, under SGD with momentum
+0.9 and a learning rate that falls from 0.1 to 0 over 4 epochs. The number of epochs is the smallest
+that brings the error on the last 10,000 training images below 2 %.
+"""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+from mnist_jax import data
+from mnist_jax.fit import device_name, versions
+from mnist_jax.preprocess import to_inputs
+
+HERE = Path(__file__).parent
+SAME: dict[str, Any] = {
+    "images": 60_000,
+    "hidden": [512, 512],
+    "dropout": 0.2,
+    "batch_size": 128,
+    "epochs": 4,
+    "learning_rate": 0.1,
+    "momentum": 0.9,
+    "seed": 0,
+    "seeds": 1,
+    "evaluate": False,
+    "own_recipe": False,
+    "precision": "float32",
+    "compiled": False,
+    "stop_errors": -1,
+}
+TARGET_ERRORS = 200  # of 10,000 test images: 98 %
+Study = Literal["race", "own", "start", "seeds", "width", "images", "step"]
+
+
+class Peer(NamedTuple):
+    """A framework and how it is run."""
+
+    name: str
+    script: str  # peers/SCRIPT_peer.py
+    needs: tuple[str, ...] = ()
+    settings: dict[str, Any] = {}  # noqa: RUF012  (nobody writes to it)
+
+
+OURS = Peer("mnist_jax", "mnist_jax")
+BFLOAT16 = {"precision": "bfloat16"}
+PEERS = (
+    OURS,
+    Peer("Flax NNX", "nnx"),
+    Peer("Keras on JAX", "keras", ("keras",), {"backend": "jax"}),
+    Peer("Keras on TensorFlow", "keras", ("keras", "tensorflow"), {"backend": "tensorflow"}),
+    Peer("Keras on PyTorch", "keras", ("keras", "torch"), {"backend": "torch"}),
+    Peer("PyTorch", "torch", ("torch",)),
+    Peer("PyTorch, bfloat16", "torch", ("torch",), BFLOAT16),
+    Peer("PyTorch, compiled", "torch", ("torch",), {"compiled": True}),
+    Peer("PyTorch, compiled, bfloat16", "torch", ("torch",), {"compiled": True, **BFLOAT16}),
+)
+SCALED = ("mnist_jax", "Keras on JAX", "PyTorch", "PyTorch, bfloat16")  # against width and images
+
+
+class Measured(NamedTuple):
+    """What one process told, and what it took."""
+
+    events: list[dict[str, Any]]  # with `since_start`, the seconds since the process was started
+    seconds: float  # until it had ended
+    peak_mib: float  # of resident memory
+
+
+def measure(
+    peer: Peer, common: dict[str, Any], cache: Path | None = None, **changed: Any
+) -> Measured:
+    """Runs one process of `peer` to its end; `cache` keeps what compilers may reuse.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    settings = SAME | common | peer.settings | changed
+    with tempfile.TemporaryDirectory() as empty:
+        env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache or empty)}
+        env.pop("JAX_COMPILATION_CACHE_DIR", None)
+        if cache:
+            env |= {
+                "JAX_COMPILATION_CACHE_DIR": str(cache),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            }
+        script = HERE / "peers" / f"{peer.script}_peer.py"
+        started = time.time()
+        with (Path(empty) / "stderr").open("w") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, str(script), json.dumps(settings)],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env=env,
+            )
+        assert process.stdout is not None
+        with process.stdout as lines:
+            events = [json.loads(line) for line in lines if line.startswith("{")]
+        _, status, usage = os.wait4(process.pid, 0)  # wait() would not tell the memory
+        process.returncode = status
+        ended = time.time()
+        if status:
+            said = (Path(empty) / "stderr").read_text().strip().splitlines()
+            raise RuntimeError(said[-1] if said else f"exit status {status}")
+    for event in events:
+        event["since_start"] = event.pop("time") - started
+    return Measured(events, ended - started, usage.ru_maxrss / 1024)
+
+
+def seconds_to_target(measured: Measured) -> float | None:
+    """From the start of the process to the first epoch with at most 2 % of test errors."""
+    reached = [e["since_start"] for e in measured.events if e["errors"] <= TARGET_ERRORS]
+    return reached[0] if reached else None
+
+
+class Bench:
+    """The studies, and what they found."""
+
+    def __init__(self, peers: list[Peer], common: dict[str, Any], rounds: int) -> None:
+        self.peers, self.common, self.rounds = peers, common, rounds
+        self.failed: dict[str, str] = {}
+
+    def in_turn(self, study: str, peers: list[Peer]) -> Iterator[tuple[int, Peer]]:
+        """Every peer, round by round, saying so."""
+        for turn in range(self.rounds):
+            for peer in peers:
+                if peer.name not in self.failed:
+                    print(f"{study}, round {turn + 1}/{self.rounds}: {peer.name}", flush=True)
+                    yield turn, peer
+
+    def run(self, peer: Peer, **changed: Any) -> Measured | None:
+        """One process; a peer that fails is named and left out from then on."""
+        try:
+            return measure(peer, self.common, **changed)
+        except RuntimeError as error:
+            if peer is OURS:
+                raise
+            self.failed[peer.name] = str(error)
+            print(f"  {peer.name} fails and is left out: {error}", file=sys.stderr)
+            return None
+
+    def race(self, own: bool = False) -> dict[str, Any]:
+        """Speed in steady state, seconds to 98 %, peak memory."""
+        found: dict[str, Any] = {}
+        peers = [peer for peer in self.peers if not (own and "compiled" in peer.name)]
+        for turn, peer in self.in_turn("own recipe" if own else "race", peers):
+            until = {"epochs": 10, "own_recipe": True, "stop_errors": TARGET_ERRORS}
+            if measured := self.run(peer, seed=turn, evaluate=True, **(until if own else {})):
+                kept = found.setdefault(
+                    peer.name,
+                    {"epoch_seconds": [], "seconds_to_98": [], "errors": [], "peak_mib": []},
+                )
+                steady = [event["seconds"] for event in measured.events[1:] or measured.events]
+                kept["epoch_seconds"].append(float(np.median(steady)))
+                kept["seconds_to_98"].append(seconds_to_target(measured))
+                kept["errors"].append([event["errors"] for event in measured.events])
+                kept["peak_mib"].append(measured.peak_mib)
+        return found
+
+    def own(self) -> dict[str, Any]:
+        """The same with a recipe of each one's own."""
+        return self.race(own=True)
+
+    def start(self) -> dict[str, Any]:
+        """Seconds from the start of the process to the end of its first step."""
+        found: dict[str, Any] = {"import jax": {"seconds": []}}
+        with tempfile.TemporaryDirectory() as caches:
+            for turn, peer in self.in_turn("start", self.peers):
+                if peer is OURS:
+                    started = time.time()
+                    subprocess.run([sys.executable, "-c", "import jax"], check=True)
+                    found["import jax"]["seconds"].append(time.time() - started)
+                kept = found.setdefault(peer.name, {"cold": [], "warm": []})
+                cache = Path(caches) / str(self.peers.index(peer))  # compilers dislike spaces
+                step = {"images": 128, "epochs": 1}
+                if turn == 0:  # fills the cache
+                    cache.mkdir()
+                    self.run(peer, cache=cache, **step)
+                for name, where in (("cold", None), ("warm", cache)):
+                    if measured := self.run(peer, cache=where, **step):
+                        kept[name].append(measured.events[0]["since_start"])
+        return found
+
+    def seeds(self) -> dict[str, Any]:
+        """Seconds an epoch and a seed, of many networks in one process."""
+        found: dict[str, Any] = {}
+        for hidden, counts in (([512, 512], (1, 2, 4, 8, 32)), ([32], (1, 2, 4, 8, 32, 64))):
+            kept = found.setdefault("-".join(map(str, hidden)), {"seeds": counts, "seconds": []})
+            whole: dict[int, list[float]] = {counts[0]: [], counts[-1]: []}
+            for turn, _ in self.in_turn(f"seeds of {hidden}", [OURS]):
+                per_seed = []
+                for seeds in counts:
+                    epochs = 10 if seeds in whole and hidden == [32] else 2
+                    measured = measure(
+                        OURS, self.common, hidden=hidden, seeds=seeds, seed=turn, epochs=epochs
+                    )
+                    per_seed.append(min(e["seconds"] for e in measured.events) / seeds)
+                    if seeds in whole:
+                        whole[seeds].append(measured.seconds)
+                kept["seconds"].append(per_seed)
+            kept["whole_process"] = {str(seeds): seconds for seeds, seconds in whole.items()}
+        return found
+
+    def width(self) -> dict[str, Any]:
+        """Seconds an epoch against the width of two hidden layers."""
+        return self._scaling("width", (32, 128, 512, 1024, 2048), lambda n: {"hidden": [n, n]})
+
+    def images(self) -> dict[str, Any]:
+        """Seconds an epoch against the number of training images."""
+        return self._scaling("images", (1000, 4000, 16_000, 60_000), lambda n: {"images": n})
+
+    def _scaling(self, study: str, sizes: tuple[int, ...], change: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {"sizes": sizes}
+        for turn, peer in self.in_turn(study, [p for p in self.peers if p.name in SCALED]):
+            kept = found.setdefault(peer.name, [])
+            runs = [self.run(peer, seed=turn, epochs=2, **change(size)) for size in sizes]
+            if all(runs):
+                kept.append([run.events[-1]["seconds"] for run in runs if run])
+        return found
+
+    def step(self) -> dict[str, Any]:
+        """A step beside its bare chain of matrix products, in one process."""
+        found: dict[str, Any] = {"step_ms": [], "chain_ms": [], "ratio": [], "best_gflops": []}
+        for turn, _ in self.in_turn("step", [OURS]):
+            measured = measure(Peer("step", "step"), self.common, seed=turn)
+            for name, values in found.items():
+                values.append(measured.events[0][name])
+        return found
+
+
+def installed(module: str) -> bool:
+    """Whether `module` can be imported."""
+    return importlib.util.find_spec(module) is not None
+
+
+def machine() -> dict[str, Any]:
+    """What it ran on."""
+    found = versions()
+    for package in ("keras", "tensorflow", "tensorflow-cpu", "torch"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return {"device": device_name(), "versions": found}
+
+
+def table(found: dict[str, Any]) -> str:
+    """The race and the starts, in Markdown."""
+
+    def median(values: list[float | None]) -> float:
+        return float(np.median([np.inf if value is None else value for value in values]))
+
+    race, start, own = (found.get(study, {}) for study in ("race", "start", "own"))
+    lines = [
+        "| | an epoch | images/s | to 98 % | own recipe | first step: cold | warm | memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for peer in race:
+        epoch = median(race[peer]["epoch_seconds"])
+        own_seconds = median(own[peer]["seconds_to_98"]) if peer in own else None
+        begin = start.get(peer, {"cold": [], "warm": []})
+        cells = [
+            f"{epoch:.2f} s",
+            f"{468 * 128 / epoch:,.0f}",
+            f"{median(race[peer]['seconds_to_98']):.1f} s",
+            "" if own_seconds is None else f"{own_seconds:.1f} s",
+            *(f"{median(begin[name]):.1f} s" if begin[name] else "" for name in ("cold", "warm")),
+            f"{median(race[peer]['peak_mib']):.0f} MiB",
+        ]
+        lines.append(f"| {peer} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def race_figure(found: dict[str, Any]) -> Figure:
+    """The race as bars, with the ratio to mnist_jax."""
+    drawn = Figure(figsize=(11, 3.8), layout="constrained")
+    race, panels = found["race"], drawn.subplots(1, 2)
+    names = sorted(race, key=lambda name: -np.median(race[name]["epoch_seconds"]))
+    shown = (("epoch_seconds", "an epoch"), ("seconds_to_98", "process start to 98 % accuracy"))
+    for axis, (key, title) in zip(panels, shown, strict=True):
+        seconds = [np.median([v for v in race[name][key] if v] or [np.nan]) for name in names]
+        colours = ["tab:orange" if name == OURS.name else "tab:blue" for name in names]
+        bars = axis.barh(names, seconds, color=colours)
+        ours = seconds[names.index(OURS.name)]
+        axis.bar_label(bars, [f" {s:.1f} s, {s / ours:.1f} x" for s in seconds], fontsize=8)
+        axis.set_xlim(0, 1.35 * np.nanmax(seconds))
+        axis.set_xlabel("seconds")
+        axis.set_title(title, fontsize=10)
+    drawn.suptitle(f"784-512-512-10 on MNIST, {found['machine']['device']}", fontsize=11)
+    return drawn
+
+
+def scaling_figure(found: dict[str, Any]) -> Figure:
+    """Time against width and images, and the cost of a network among many."""
+    drawn = Figure(figsize=(11, 3.8), layout="constrained")
+    *panels, cost = drawn.subplots(1, 3)
+    labels = {"width": "units in each of two layers", "images": "training images"}
+    for axis, (study, label) in zip(panels, labels.items(), strict=True):
+        for name in SCALED:
+            if found[study].get(name):
+                axis.plot(found[study]["sizes"], np.median(found[study][name], 0), "o-", label=name)
+        axis.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds an epoch")
+        axis.legend(fontsize=8)
+    for name, kept in found["seeds"].items():
+        per_seed = np.median(kept["seconds"], axis=0)
+        cost.plot(kept["seeds"], per_seed / per_seed[0], "o-", label=f"784-{name}-10")
+    cost.set_xscale("log", base=2)
+    cost.set(xlabel="networks at once", ylabel="an epoch of one, beside one alone", ylim=(0, 1.2))
+    cost.legend(fontsize=8)
+    for axis in (*panels, cost):
+        axis.grid(alpha=0.3)
+    return drawn
+
+
+def main(
+    data_dir: Path | None = None,
+    rounds: int = 5,
+    only: tuple[Study, ...] = ("race", "own", "start", "seeds", "width", "images", "step"),
+    results: Path = HERE / "results" / "benchmark.json",
+    figures: Path = HERE / "figures",
+) -> None:
+    """Measures, prints the table, and writes the numbers and the figures.
+
+    Args:
+        data_dir: folder with the MNIST files; without it they are downloaded.
+        rounds: how often everything is measured.
+        only: the studies to run; the others keep what the results file says of them.
+        results: the JSON file to write.
+        figures: the folder for benchmark.png and scaling.png.
+    """
+    mnist = data.load("mnist", data_dir)
+    peers = []
+    for peer in PEERS:
+        missing = [module for module in peer.needs if not installed(module)]
+        if missing:
+            print(f"{peer.name} is skipped: {', '.join(missing)} not installed (the extra: bench)")
+        else:
+            peers.append(peer)
+    found = json.loads(results.read_text()) if results.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        for part, (images, labels) in (("train", mnist.train), ("test", mnist.test)):
+            np.save(Path(folder) / f"x_{part}.npy", np.asarray(to_inputs(images)))
+            np.save(Path(folder) / f"y_{part}.npy", labels.astype(np.int64))
+        common = {"data": folder, "data_dir": None if data_dir is None else str(data_dir)}
+        bench = Bench(peers, common, rounds)
+        for study in only:
+            found[study] = getattr(bench, study)()
+            found |= {"machine": machine(), "failed": found.get("failed", {}) | bench.failed}
+            results.write_text(json.dumps(found, indent=1) + "\n")
+    if "race" in found:
+        print(table(found))
+        race_figure(found).savefig(figures / "benchmark.png", dpi=100)
+    if {"width", "images", "seeds"} <= set(found):
+        scaling_figure(found).savefig(figures / "scaling.png", dpi=100)
+    print(f"all numbers are in {results}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,60 @@
+"""The network in Keras 3, by `model.fit`, on its TensorFlow, JAX or PyTorch backend."""
+
+import os
+import time
+
+import common
+
+asked = common.settings()
+os.environ["KERAS_BACKEND"] = asked["backend"]
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import keras  # noqa: E402  (the backend must be chosen before)
+
+keras.utils.set_random_seed(asked["seed"])
+x_train, y_train, x_test, y_test = common.arrays(asked)
+model = keras.Sequential([keras.Input((x_train.shape[1],))])
+for units in asked["hidden"]:
+    model.add(keras.layers.Dense(units, "relu", kernel_initializer="he_normal"))
+    model.add(keras.layers.Dropout(asked["dropout"]))
+model.add(keras.layers.Dense(10, kernel_initializer="he_normal"))
+steps = asked["images"] // asked["batch_size"]
+if asked["own_recipe"]:
+    optimizer = keras.optimizers.RMSprop()
+else:
+    falling = keras.optimizers.schedules.PolynomialDecay(
+        asked["learning_rate"], steps * asked["epochs"], 0.0
+    )
+    optimizer = keras.optimizers.SGD(falling, asked["momentum"])
+model.compile(
+    optimizer,
+    keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    metrics=["accuracy"],
+    # Several steps a call: it is no slower on any backend, and much faster on two of them.
+    steps_per_execution=1 if asked["backend"] == "torch" else min(steps, 39),
+)
+
+
+class Report(keras.callbacks.Callback):
+    """Tells what an epoch took, and how the test set was read after it."""
+
+    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+        """Starts the clock."""
+        self.start = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: object = None) -> None:
+        """Stops it."""
+        seconds, errors = time.perf_counter() - self.start, None
+        if asked["evaluate"]:
+            accuracy = model.evaluate(x_test, y_test, 1000, verbose=0)[1]
+            errors = round((1 - accuracy) * len(x_test))
+            model.stop_training = errors <= asked["stop_errors"]
+        common.report("epoch", seconds=seconds, errors=errors)
+
+
+images = steps * asked["batch_size"]
+model.fit(
+    *(x_train[:images], y_train[:images], asked["batch_size"], asked["epochs"]),
+    verbose=0,
+    callbacks=[Report()],
+)
