@@ -45,10 +45,14 @@ class Train(Compiling):
     def run(self) -> None:
         """Trains, then says what came of it and where it is."""
         # Importing JAX keeps one core busy for half a second; another reads the data meanwhile.
-        threading.Thread(target=importlib.import_module, args=["mnist_jax.fit"]).start()
-        from mnist_jax import data, rundir
+        importing = threading.Thread(target=importlib.import_module, args=["mnist_jax.fit"])
+        importing.start()
+        try:
+            from mnist_jax import data, rundir
 
-        dataset = data.load(self.config.dataset, self.config.data_dir)
+            dataset = data.load(self.config.dataset, self.config.data_dir)
+        finally:
+            importing.join()  # Python cannot leave well in the middle of an import
         from mnist_jax.fit import fit
         from mnist_jax.report import in_words
 

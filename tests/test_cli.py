@@ -419,6 +419,12 @@ def test_without_a_place_for_compiled_programs_a_run_goes_on(tmp_path):
     assert "compil" not in done.stderr
 
 
+def test_missing_data_are_one_line_though_jax_is_being_imported(tmp_path):
+    done = command("train", "--dataset", "mnist", "--data-dir", tmp_path / "nowhere")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"mnist-jax: .*nowhere.*\n", done.stderr), done.stderr
+
+
 def test_ctrl_c_is_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr(cli.Samples, "run", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     code, _, err = call(capsys, "samples")
