@@ -57,23 +57,24 @@ class Peer(NamedTuple):
     """A framework and how it is run."""
 
     name: str
-    script: str  # peers/SCRIPT_peer.py
+    script: str  # in peers/
     needs: tuple[str, ...] = ()
     settings: dict[str, Any] = {}  # noqa: RUF012  (nobody writes to it)
 
 
-OURS = Peer("mnist_jax", "mnist_jax")
+KERAS, TORCH = "keras_peer.py", "torch_peer.py"
+OURS = Peer("mnist_jax", "mnist_jax_peer.py")
 BFLOAT16 = {"precision": "bfloat16"}
 PEERS = (
     OURS,
-    Peer("Flax NNX", "nnx"),
-    Peer("Keras on JAX", "keras", ("keras",), {"backend": "jax"}),
-    Peer("Keras on TensorFlow", "keras", ("keras", "tensorflow"), {"backend": "tensorflow"}),
-    Peer("Keras on PyTorch", "keras", ("keras", "torch"), {"backend": "torch"}),
-    Peer("PyTorch", "torch", ("torch",)),
-    Peer("PyTorch, bfloat16", "torch", ("torch",), BFLOAT16),
-    Peer("PyTorch, compiled", "torch", ("torch",), {"compiled": True}),
-    Peer("PyTorch, compiled, bfloat16", "torch", ("torch",), {"compiled": True, **BFLOAT16}),
+    Peer("Flax NNX", "nnx_peer.py"),
+    Peer("Keras on JAX", KERAS, ("keras",), {"backend": "jax"}),
+    Peer("Keras on TensorFlow", KERAS, ("keras", "tensorflow"), {"backend": "tensorflow"}),
+    Peer("Keras on PyTorch", KERAS, ("keras", "torch"), {"backend": "torch"}),
+    Peer("PyTorch", TORCH, ("torch",)),
+    Peer("PyTorch, bfloat16", TORCH, ("torch",), BFLOAT16),
+    Peer("PyTorch, compiled", TORCH, ("torch",), {"compiled": True}),
+    Peer("PyTorch, compiled, bfloat16", TORCH, ("torch",), {"compiled": True, **BFLOAT16}),
 )
 SCALED = ("mnist_jax", "Keras on JAX", "PyTorch", "PyTorch, bfloat16")  # against width and images
 
@@ -83,7 +84,6 @@ class Measured(NamedTuple):
 
     events: list[dict[str, Any]]  # with `since_start`, the seconds since the process was started
     seconds: float  # until it had ended
-    peak_mib: float  # of resident memory
 
 
 def measure(
@@ -103,7 +103,7 @@ def measure(
                 "JAX_COMPILATION_CACHE_DIR": str(cache),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             }
-        script = HERE / "peers" / f"{peer.script}_peer.py"
+        script = HERE / "peers" / peer.script
         started = time.time()
         with (Path(empty) / "stderr").open("w") as stderr:
             process = subprocess.Popen(
@@ -116,15 +116,14 @@ def measure(
         assert process.stdout is not None
         with process.stdout as lines:
             events = [json.loads(line) for line in lines if line.startswith("{")]
-        _, status, usage = os.wait4(process.pid, 0)  # wait() would not tell the memory
-        process.returncode = status
+        status = process.wait()
         ended = time.time()
         if status:
             said = (Path(empty) / "stderr").read_text().strip().splitlines()
             raise RuntimeError(said[-1] if said else f"exit status {status}")
     for event in events:
         event["since_start"] = event.pop("time") - started
-    return Measured(events, ended - started, usage.ru_maxrss / 1024)
+    return Measured(events, ended - started)
 
 
 def seconds_to_target(measured: Measured) -> float | None:
@@ -174,7 +173,7 @@ class Bench:
                 kept["epoch_seconds"].append(float(np.median(steady)))
                 kept["seconds_to_98"].append(seconds_to_target(measured))
                 kept["errors"].append([event["errors"] for event in measured.events])
-                kept["peak_mib"].append(measured.peak_mib)
+                kept["peak_mib"].append(measured.events[-1]["peak_mib"])
         return found
 
     def own(self) -> dict[str, Any]:
@@ -242,7 +241,7 @@ class Bench:
         """A step beside its bare chain of matrix products, in one process."""
         found: dict[str, Any] = {"step_ms": [], "chain_ms": [], "ratio": [], "best_gflops": []}
         for turn, _ in self.in_turn("step", [OURS]):
-            measured = measure(Peer("step", "step"), self.common, seed=turn)
+            measured = measure(Peer("step", "step.py"), self.common, seed=turn)
             for name, values in found.items():
                 values.append(measured.events[0][name])
         return found
@@ -283,7 +282,7 @@ def table(found: dict[str, Any]) -> str:
             f"{median(race[peer]['seconds_to_98']):.1f} s",
             "" if own_seconds is None else f"{own_seconds:.1f} s",
             *(f"{median(begin[name]):.1f} s" if begin[name] else "" for name in ("cold", "warm")),
-            f"{median(race[peer]['peak_mib']):.0f} MiB",
+            f"{median(peaks):.0f} MiB" if (peaks := race[peer].get("peak_mib")) else "",
         ]
         lines.append(f"| {peer} | {' | '.join(cells)} |")
     return "\n".join(lines)

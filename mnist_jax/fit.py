@@ -41,7 +41,8 @@ def fit(
         out: the run folder; by default a new one under runs/, named after the time and the run.
         make_recipe: gives the ingredients, where they are not the default ones.
         started: `time.perf_counter()` when the process started, for the record of its time.
-        dataset: what `data.load` gives for `config`, where it is loaded already.
+        dataset: what `data.load` gives for `config`, where it is loaded already;
+            the record counts that as startup.
 
     Raises:
         InputError: the data, the config or the folder cannot be used, and nothing is left behind;

@@ -80,6 +80,7 @@ def test_the_benchmark_measures_what_is_installed_and_names_the_rest(mnist_dir, 
         (errors,) = race[peer]["errors"]
         assert 150 < errors[-1] < 240
         assert race[peer]["epoch_seconds"][0] > 0
+        assert 200 < race[peer]["peak_mib"][0] < 4000
         assert f"| {peer} |" in done.stdout
     assert (tmp_path / "benchmark.png").stat().st_size > 10_000
 
@@ -88,8 +89,8 @@ def test_a_peer_that_fails_is_named_and_left_out(tmp_path, capsys, monkeypatch):
     benchmark = load("benchmark")
     monkeypatch.setattr(benchmark, "HERE", tmp_path)
     (tmp_path / "peers").mkdir()
-    (tmp_path / "peers" / "broken_peer.py").write_text("raise ValueError('no such device')")
-    peer = benchmark.Peer("Broken", "broken")
+    (tmp_path / "peers" / "broken.py").write_text("raise ValueError('no such device')")
+    peer = benchmark.Peer("Broken", "broken.py")
     bench = benchmark.Bench([peer], {}, rounds=2)
     assert bench.race() == {}
     assert bench.failed == {"Broken": "ValueError: no such device"}
@@ -99,8 +100,8 @@ def test_a_peer_that_fails_is_named_and_left_out(tmp_path, capsys, monkeypatch):
 def test_the_time_to_98_percent_is_that_of_the_first_such_epoch():
     benchmark = load("benchmark")
     events = [{"since_start": n, "errors": errors} for n, errors in enumerate((240, 200, 150))]
-    assert benchmark.seconds_to_target(benchmark.Measured(events, 9.0, 1.0)) == 1
-    assert benchmark.seconds_to_target(benchmark.Measured(events[:1], 9.0, 1.0)) is None
+    assert benchmark.seconds_to_target(benchmark.Measured(events, 9.0)) == 1
+    assert benchmark.seconds_to_target(benchmark.Measured(events[:1], 9.0)) is None
 
 
 def test_the_table_of_the_benchmark_is_that_of_its_results():

@@ -25,5 +25,11 @@ def arrays(asked: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
 
 
 def report(event: str, **values: Any) -> None:
-    """Tells `benchmark.py` what has just finished."""
-    print(json.dumps({"event": event, "time": time.time(), **values}), flush=True)
+    """Tells `benchmark.py` what has just finished, when, and the most memory used so far."""
+    now = time.time()
+    # Not getrusage: on Linux its peak begins with that of the process which started this one.
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    peaks = [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")]
+    told = {"event": event, "time": now, "peak_mib": peaks[0] if peaks else None}
+    print(json.dumps(told | values), flush=True)

@@ -30,7 +30,7 @@ model.compile(
     optimizer,
     keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     metrics=["accuracy"],
-    # Several steps a call: it is no slower on any backend, and much faster on two of them.
+    # Keras' own way to leave out Python between steps; its PyTorch backend runs them one by one.
     steps_per_execution=1 if asked["backend"] == "torch" else min(steps, 39),
 )
 

@@ -1,7 +1,7 @@
 """The network in PyTorch: eager or compiled, in float32 or under bfloat16 autocast.
 
-The data lie on the device as float32, a batch is one indexing, the optimizer is the fused one, and
-nothing waits for the device within an epoch: the plain loop at its fastest.
+The data lie on the device as float32, a batch is one indexing, and nothing waits for the device
+within an epoch.
 """
 
 import time
