@@ -43,7 +43,9 @@ def side_by_side(states: TrainState) -> int:
         return seeds
     leaves = jax.tree.leaves(states)
     bytes_each = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // seeds
-    return min(max(CPU_CACHE_BYTES // bytes_each, 1), seeds)
+    groups = -(-seeds // max(CPU_CACHE_BYTES // bytes_each, 1))
+    # Of one size if they can be: a smaller last group is compiled as a program of its own.
+    return -(-seeds // groups)
 
 
 @partial(

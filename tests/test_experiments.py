@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -104,6 +105,19 @@ def test_the_time_to_98_percent_is_that_of_the_first_such_epoch():
     assert benchmark.seconds_to_target(benchmark.Measured(events[:1], 9.0)) is None
 
 
-def test_the_table_of_the_benchmark_is_that_of_its_results():
+def test_a_step_is_measured_against_the_products_it_needs(mnist_dir):
+    benchmark = load("benchmark")
+    settings = {"hidden": [16], "images": 256, "turns": 3, "data_dir": str(mnist_dir)}
+    (event,) = benchmark.measure(benchmark.Peer("step", "step.py", settings=settings), {}).events
+    forward, weights, activations = 784 * 16 + 16 * 10, 784 * 16 + 16 * 10, 16 * 10
+    flops = 2 * 128 * (forward + weights + activations)
+    assert event["gflops"] * 1e6 * event["step_ms"] == pytest.approx(flops)
+    assert event["share"] == pytest.approx(event["gflops"] / event["best_gflops"])
+    assert event["chain_ms"] > 0
+
+
+def test_the_tables_of_the_benchmark_are_those_of_its_results():
     found = json.loads((EXPERIMENTS / "results" / "benchmark.json").read_text())
-    assert load("benchmark").table(found) in (EXPERIMENTS / "README.md").read_text()
+    benchmark, text = load("benchmark"), (EXPERIMENTS / "README.md").read_text()
+    assert benchmark.table(found) in text
+    assert benchmark.step_table(found) in text

@@ -92,3 +92,18 @@ def test_nothing_compiles_after_compile_ahead():
         assert len(compiled) == 1  # so it would have been noticed
     finally:
         jax.monitoring.clear_event_listeners()
+
+
+@pytest.mark.parametrize(("mib", "seeds", "together"), [(5, 8, 1), (1, 3, 3), (1, 8, 4), (1, 5, 3)])
+def test_a_cpu_trains_equal_groups_that_fit_its_cache(mib, seeds, together, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    bytes_ = jax.ShapeDtypeStruct((seeds, mib, 2**20 - 4), jnp.uint8)  # and 4 of the step
+    states = train.TrainState({}, {}, bytes_, jax.ShapeDtypeStruct((seeds,), jnp.int32))
+    assert population.side_by_side(states) == together
+
+
+def test_an_accelerator_trains_all_at_once(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    big = jax.ShapeDtypeStruct((8, 2**30), jnp.float32)
+    states = train.TrainState({}, {}, big, jax.ShapeDtypeStruct((8,), jnp.int32))
+    assert population.side_by_side(states) == 8

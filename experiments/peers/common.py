@@ -26,10 +26,22 @@ def arrays(asked: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
 
 def report(event: str, **values: Any) -> None:
     """Tells `benchmark.py` what has just finished, when, and the most memory used so far."""
-    now = time.time()
+    told = {"event": event, "time": time.time(), "peak_mib": peak_mib()}
+    print(json.dumps(told | values), flush=True)
+
+
+def peak_mib() -> float | None:
+    """The most memory taken so far: of the accelerator, or of this process where there is none."""
+    backend = settings()["backend"]
+    framework = sys.modules[backend]
+    if backend == "torch" and framework.cuda.is_available():
+        return framework.cuda.max_memory_allocated() / 2**20
+    if backend == "jax" and (stats := framework.local_devices()[0].memory_stats()):
+        return stats["peak_bytes_in_use"] / 2**20
+    if backend == "tensorflow" and framework.config.list_physical_devices("GPU"):
+        return framework.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20
     # Not getrusage: on Linux its peak begins with that of the process which started this one.
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     peaks = [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")]
-    told = {"event": event, "time": now, "peak_mib": peaks[0] if peaks else None}
-    print(json.dumps(told | values), flush=True)
+    return peaks[0] if peaks else None
