@@ -293,6 +293,12 @@ def table(found: dict[str, Any]) -> str:
     def median(values: list[float | None]) -> float:
         return float(np.median([np.inf if value is None else value for value in values]))
 
+    def to_98(study: dict[str, Any], peer: str) -> str:
+        if peer not in study:
+            return ""
+        seconds = median(study[peer]["seconds_to_98"])
+        return f"{seconds:.1f} s" if np.isfinite(seconds) else "not reached"
+
     race, start, own = (found.get(study, {}) for study in ("race", "start", "own"))
     lines = [
         "| | an epoch | images/s | to 98 % | own recipe | first step: cold | warm | memory |",
@@ -300,13 +306,12 @@ def table(found: dict[str, Any]) -> str:
     ]
     for peer in race:
         epoch = median(race[peer]["epoch_seconds"])
-        own_seconds = median(own[peer]["seconds_to_98"]) if peer in own else None
         begin = start.get(peer, {"cold": [], "warm": []})
         cells = [
             f"{epoch:.2f} s",
             f"{468 * 128 / epoch:,.0f}",
-            f"{median(race[peer]['seconds_to_98']):.1f} s",
-            "" if own_seconds is None else f"{own_seconds:.1f} s",
+            to_98(race, peer),
+            to_98(own, peer),
             *(f"{median(begin[name]):.1f} s" if begin[name] else "" for name in ("cold", "warm")),
             f"{median(peaks):.0f} MiB" if (peaks := race[peer].get("peak_mib")) else "",
         ]
@@ -333,7 +338,7 @@ def step_table(found: dict[str, Any]) -> str:
 def race_figure(found: dict[str, Any]) -> Figure:
     """The race as bars, with the ratio to mnist_jax."""
     drawn = Figure(figsize=(11, 3.8), layout="constrained")
-    race, panels = found["race"], drawn.subplots(1, 2)
+    race, panels = found["race"], drawn.subplots(1, 2, sharey=True)
     names = sorted(race, key=lambda name: -np.median(race[name]["epoch_seconds"]))
     shown = (("epoch_seconds", "an epoch"), ("seconds_to_98", "process start to 98 % accuracy"))
     for axis, (key, title) in zip(panels, shown, strict=True):

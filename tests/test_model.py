@@ -34,6 +34,26 @@ def test_no_hidden_layer_is_softmax_regression():
     assert [leaf.shape for leaf in jax.tree.leaves(params)] == [(3,), (6, 3)]
 
 
+def test_the_gradients_of_softmax_regression_are_those_of_the_textbook():
+    """With respect to the kernel x^T (p - y), and to the inputs (p - y) kernel^T."""
+    model = mlp(Config(hidden=()), pixels=6, classes=3)
+    params, _ = model.init(jax.random.key(0))
+    random = np.random.default_rng(0)
+    inputs, labels = random.normal(size=(7, 6)), random.integers(3, size=7)
+
+    def loss(params, inputs):
+        logits, _ = model.apply(params, {}, inputs, None)
+        return -jax.nn.log_softmax(logits)[np.arange(7), labels].sum()
+
+    gradients, to_inputs = jax.grad(loss, (0, 1))(params, inputs.astype(np.float32))
+    kernel = np.asarray(params["Dense_0"]["kernel"], np.float64)
+    exponentials = np.exp(inputs @ kernel)
+    error = exponentials / exponentials.sum(1, keepdims=True) - np.eye(3)[labels]
+    np.testing.assert_allclose(gradients["Dense_0"]["kernel"], inputs.T @ error, 1e-4, 1e-5)
+    np.testing.assert_allclose(gradients["Dense_0"]["bias"], error.sum(0), 1e-4, 1e-5)
+    np.testing.assert_allclose(to_inputs, error @ kernel.T, 1e-4, 1e-5)
+
+
 def masks(input_dropout, dropout, hidden=(), rows=2000, seed=1):
     """What dropout makes of ones that pass through identity layers."""
     size = 50

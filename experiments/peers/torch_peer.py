@@ -30,7 +30,7 @@ model = torch.compile(network) if asked["compiled"] else network
 steps = asked["images"] // asked["batch_size"]
 total = steps * asked["epochs"]
 if asked["own_recipe"]:
-    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)  # its own example is convolutional
     schedule = None
 else:
     optimizer = torch.optim.SGD(network.parameters(), asked["learning_rate"], asked["momentum"])
