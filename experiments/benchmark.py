@@ -31,6 +31,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from mnist_jax import data
+from mnist_jax.config import InputError
 from mnist_jax.fit import versions
 from mnist_jax.preprocess import to_inputs
 
@@ -392,7 +393,15 @@ def main(
         results: the JSON file to write.
         figures: the folder for benchmark.png and scaling.png.
     """
-    mnist = data.load("mnist", data_dir)
+    if rounds < 1:
+        sys.exit(f"--rounds {rounds} cannot be used: nothing is measured in less than 1")
+    for folder in (results.parent, figures):
+        if not folder.is_dir():
+            sys.exit(f"folder {folder} does not exist; make it, or check --results and --figures")
+    try:
+        mnist = data.load("mnist", data_dir)
+    except InputError as error:
+        sys.exit(str(error))
     peers = []
     for peer in PEERS:
         missing = [module for module in peer.needs if not installed(module)]
@@ -409,7 +418,8 @@ def main(
         bench = Bench(peers, common, rounds)
         for study in only:
             found[study] = getattr(bench, study)()
-            found |= {"machine": machine(), "failed": found.get("failed", {}) | bench.failed}
+            found["machine"] = machine()
+            found.setdefault("failed", {})[study] = dict(bench.failed)
             results.write_text(json.dumps(found, indent=1) + "\n")
     if "race" in found:
         print(table(found))

@@ -56,8 +56,8 @@ def into_few_columns(
 ) -> Array:
     """`jax.lax.dot_general`, whose gradient CPUs compute as a product into few rows.
 
-    The gradient of a kernel with ten columns is a product into ten columns. XLA multiplies that
-    ten times slower on a CPU than its transpose, which is what this makes of it.
+    The gradient of a kernel with ten columns is a product into ten columns. On a CPU, XLA takes far
+    longer for that than for its transpose, which is what this makes of it.
     """
     kernel = jax.lax.optimization_barrier(kernel.T).T
     return jax.lax.dot_general(inputs, kernel, dimension_numbers, **options)

@@ -86,6 +86,22 @@ def test_the_benchmark_measures_what_is_installed_and_names_the_rest(mnist_dir, 
     assert (tmp_path / "benchmark.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"rounds": 0}, "--rounds 0 cannot be used"),
+        ({"figures": Path("nowhere")}, "folder nowhere does not exist"),
+        ({"data_dir": Path("nowhere")}, "check --data-dir"),
+    ],
+)
+def test_the_benchmark_refuses_before_it_measures(changed, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = {"results": tmp_path / "found.json", "figures": tmp_path}
+    with pytest.raises(SystemExit, match=told):
+        load("benchmark").main(**{**places, **changed})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_peer_that_fails_is_named_and_left_out(tmp_path, capsys, monkeypatch):
     benchmark = load("benchmark")
     monkeypatch.setattr(benchmark, "HERE", tmp_path)
