@@ -9,13 +9,13 @@ is the mean and standard deviation over seeds 0 to 19. results/speedrun.json has
     python experiments/speedrun.py
 
 The recipe was chosen on the last 10,000 training images, training on the other 50,000: the least
-time of training with at most 2.0 % of errors there, over three seeds, in a rough sweep whose script
+time of training with at most 2 % of errors there, over three seeds, in a rough sweep whose script
 is not kept. Tried there, and slower or worse:
 
-- two hidden layers of 192 to 512 units: fewer errors an epoch, but more seconds an epoch, and a
-  third of a second more of compilation;
-- one layer of 512 units for three epochs (2.0 to 2.5 %) or of 1024 for two (2.1 to 2.6 %);
-- 256 units for four epochs (2.1 %) or five, or batches of 64: no less time at 2.0 %;
+- two hidden layers of 192 to 512 units: fewer errors an epoch, but more seconds an epoch, and more
+  to compile;
+- one layer of 512 units for three epochs, or of 1024 for two: too many errors;
+- 256 units for four or five epochs, or batches of 64: no less time for as few errors;
 - batches of 192 or 256: more errors, at hardly less time an epoch;
 - learning rates from 0.4, with or without a longer warm-up, and momentum 0.8: more errors;
 - dropout 0.2 in 512-512: more errors after two or three epochs than without.

@@ -48,11 +48,12 @@ class Train(Compiling):
         importing = threading.Thread(target=importlib.import_module, args=["mnist_jax.fit"])
         importing.start()
         try:
-            from mnist_jax import data, rundir
+            from mnist_jax import data
 
             dataset = data.load(self.config.dataset, self.config.data_dir)
         finally:
             importing.join()  # Python cannot leave well in the middle of an import
+        from mnist_jax import rundir
         from mnist_jax.fit import fit
         from mnist_jax.report import in_words
 

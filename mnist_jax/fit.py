@@ -117,7 +117,7 @@ def fit(
     run = Run(out, config, (height, width), dataset.class_names, recipe, states)
     with _timed(seconds, "save"):
         rundir.save_checkpoint(out, int(np.asarray(states.step)[0]), states)
-    with _timed(seconds, "evaluate"):
+    with _timed(seconds, "evaluate"), _memory_errors():
         result = measure(run, dataset.test)
     diverged = config.seeds - int(np.isfinite(result["test_loss"]).sum())
     if diverged:

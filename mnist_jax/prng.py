@@ -2,7 +2,8 @@
 
 JAX runs the rounds of Threefry as a loop over arrays there, and spends a whole hash of 64 bits on
 each draw of 8 or 16. Here the rounds are written out, which XLA makes one pass over the hashes, and
-a hash gives eight draws of 8 bits or four of 16. Keys and draws of 32 bits are JAX's, to the bit.
+a hash gives eight draws of 8 bits or four of 16. Keys and draws of 32 and 64 bits are JAX's, bit
+by bit.
 """
 
 import math
@@ -54,9 +55,10 @@ def _split(key: UInt32[Array, "2"], shape: tuple[int, ...]) -> UInt32[Array, "*s
 def _random_bits(
     key: UInt32[Array, "2"], bit_width: int, shape: tuple[int, ...]
 ) -> UInt[Array, "*shape"]:
-    if bit_width > 32:
-        raise NotImplementedError(f"{bit_width} random bits a draw; take 32 or fewer")
     size = math.prod(shape)
+    if bit_width == 64:
+        x0, x1 = _hashes(key, size)
+        return ((x0.astype(jnp.uint64) << 32) | x1).reshape(shape)
     if bit_width == 32:
         x0, x1 = _hashes(key, size)
         return jax.lax.optimization_barrier(x0 ^ x1).reshape(shape)
@@ -78,5 +80,5 @@ _THREEFRY = define_prng_impl(
 
 
 def key(seed: int | Array) -> Key[Array, ""]:
-    """The key of a seed (0 to 2**32 - 1), for every function of `jax.random`."""
+    """The key of a seed (0 to 2**32 - 1), for all of `jax.random` but `poisson`."""
     return jax.random.key(seed, impl=_THREEFRY)

@@ -1,7 +1,7 @@
 """Where a dataset's four arrays come from: a folder, a cache, the network, or scikit-learn.
 
 Downloads go through TensorFlow Datasets' download manager, which verifies checksums and needs no
-TensorFlow. Decoded arrays are cached, so that the next load imports nothing and takes 0.1 s.
+TensorFlow. Decoded arrays are cached, so that the next load only reads a file.
 """
 
 import gzip

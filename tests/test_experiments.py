@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import benchmark
 import numpy as np
 import pytest
 
@@ -29,16 +30,6 @@ def test_the_committed_result_is_what_the_docstring_claims():
     accuracy, std = 100 - summary["test_error_percent_mean"], summary["test_error_percent_std"]
     claim = (EXPERIMENTS / "keras_tutorial.py").read_text().partition('"""')[2]
     assert claim.startswith(f"{accuracy:.2f} +/- {std:.2f} % test accuracy, n = {summary['seeds']}")
-
-
-def load(name):
-    """An experiment as a module."""
-    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_speedrun_trains_and_counts_each_seed_in_a_process(mnist_dir, tmp_path):
@@ -67,19 +58,21 @@ def test_the_committed_speedrun_is_what_its_docstring_claims():
 
 def test_the_benchmark_measures_what_is_installed_and_names_the_rest(mnist_dir, tmp_path):
     results = tmp_path / "benchmark.json"
-    flags = ["--data-dir", str(mnist_dir), "--rounds", "1", "--only", "race"]
+    flags = ["--data-dir", str(mnist_dir), "--rounds", "1", "--only", "race", "sprint"]
     flags += ["--results", str(results), "--figures", str(tmp_path)]
     script = EXPERIMENTS / "benchmark.py"
     done = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    race = json.loads(results.read_text())["race"]
+    race, sprint = map(json.loads(results.read_text()).get, ("race", "sprint"))
     assert {"mnist_jax", "Flax NNX"} <= set(race)
     for module, peer in (("torch", "PyTorch, bfloat16"), ("keras", "Keras on JAX")):
         skipped = f"{peer} is skipped: {module} not installed" in done.stdout
         assert skipped == (peer not in race) == (importlib.util.find_spec(module) is None)
     for peer in ("mnist_jax", "Flax NNX"):  # the same recipe gives the same accuracy anywhere
-        (errors,) = race[peer]["errors"]
-        assert 150 < errors[-1] < 240
+        for study, epochs in ((race, 4), (sprint, 3)):
+            (errors,) = study[peer]["errors"]
+            assert len(errors) == epochs
+            assert 150 < errors[-1] < 240
         assert race[peer]["epoch_seconds"][0] > 0
         assert 200 < race[peer]["peak_mib"][0] < 4000
         assert f"| {peer} |" in done.stdout
@@ -98,12 +91,31 @@ def test_the_benchmark_refuses_before_it_measures(changed, told, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     places = {"results": tmp_path / "found.json", "figures": tmp_path}
     with pytest.raises(SystemExit, match=told):
-        load("benchmark").main(**{**places, **changed})
+        benchmark.main(**{**places, **changed})
     assert not list(tmp_path.iterdir())
 
 
+def test_seconds_are_told_by_median_range_and_ratio():
+    told = benchmark.described([3.0, 1.0, 2.0], [4.0, 1.0, 8.0])
+    assert told == "2 s (1-3), 0.75 x (0.25-1)"  # a ratio is that of one round
+    assert benchmark.described([None, 1.0, 2.0], [1.0] * 3) == "2 s (1-inf), 2 x (1-inf)"
+    assert benchmark.described([None, None, 1.0], [1.0] * 3) == "not reached"
+    assert benchmark.described([3.0, 1.0, 2.0], [3.0, 1.0, 2.0]) == "2 s (1-3)"
+
+
+def test_sizes_stand_beside_mnist_jax_and_networks_beside_one_alone():
+    found = {
+        "width": {"sizes": [32, 1024], "mnist_jax": [[1.0, 2.0]], "PyTorch": [[3.0, 5.0]]},
+        "seeds": {"32": {"seeds": [1, 2], "seconds": [[4.0, 3.0]]}},
+    }
+    width, seeds = (benchmark.sizes_table(found, study) for study in ("width", "seeds"))
+    assert "| width | 32 | 1,024 |" in width
+    assert "| mnist_jax | 1 s (1-1) | 2 s (2-2) |" in width
+    assert "| PyTorch | 3 s (3-3), 3 x (3-3) | 5 s (5-5), 2.5 x (2.5-2.5) |" in width
+    assert "| 784-32-10 | 4 s (4-4) | 3 s (3-3), 0.75 x (0.75-0.75) |" in seeds
+
+
 def test_a_peer_that_fails_is_named_and_left_out(tmp_path, capsys, monkeypatch):
-    benchmark = load("benchmark")
     monkeypatch.setattr(benchmark, "HERE", tmp_path)
     (tmp_path / "peers").mkdir()
     (tmp_path / "peers" / "broken.py").write_text("raise ValueError('no such device')")
@@ -115,14 +127,12 @@ def test_a_peer_that_fails_is_named_and_left_out(tmp_path, capsys, monkeypatch):
 
 
 def test_the_time_to_98_percent_is_that_of_the_first_such_epoch():
-    benchmark = load("benchmark")
     events = [{"since_start": n, "errors": errors} for n, errors in enumerate((240, 200, 150))]
     assert benchmark.seconds_to_target(benchmark.Measured(events, 9.0)) == 1
     assert benchmark.seconds_to_target(benchmark.Measured(events[:1], 9.0)) is None
 
 
 def test_a_step_is_measured_against_the_products_it_needs(mnist_dir):
-    benchmark = load("benchmark")
     settings = {"hidden": [16], "images": 256, "turns": 3, "data_dir": str(mnist_dir)}
     (event,) = benchmark.measure(benchmark.Peer("step", "step.py", settings=settings), {}).events
     forward, weights, activations = 784 * 16 + 16 * 10, 784 * 16 + 16 * 10, 16 * 10
@@ -134,6 +144,7 @@ def test_a_step_is_measured_against_the_products_it_needs(mnist_dir):
 
 def test_the_tables_of_the_benchmark_are_those_of_its_results():
     found = json.loads((EXPERIMENTS / "results" / "benchmark.json").read_text())
-    benchmark, text = load("benchmark"), (EXPERIMENTS / "README.md").read_text()
+    text = (EXPERIMENTS / "README.md").read_text()
     assert benchmark.table(found) in text
+    assert benchmark.sizes_table(found, "seeds") in text
     assert benchmark.step_table(found) in text

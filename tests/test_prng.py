@@ -60,6 +60,10 @@ def test_many_seeds_at_once_draw_what_each_draws_alone():
         np.testing.assert_array_equal(bits, jax.random.bits(prng.key(seed), (6,), jnp.uint16))
 
 
-def test_64_bits_at_once_are_refused():
-    with jax.enable_x64(True), pytest.raises(NotImplementedError, match="64 random bits a draw"):
-        jax.random.bits(prng.key(0), (2,), jnp.uint64)
+def test_draws_of_64_bits_are_those_of_jax():
+    with jax.enable_x64(True):
+        ours, theirs = (
+            jax.random.normal(key, (3, 5), jnp.float64) for key in (prng.key(7), jax.random.key(7))
+        )
+        assert ours.dtype == jnp.float64
+        np.testing.assert_array_equal(ours, theirs)

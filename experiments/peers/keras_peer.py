@@ -11,6 +11,10 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import keras  # noqa: E402  (the backend must be chosen before)
 
+if asked["backend"] == "tensorflow":
+    import tensorflow
+
+    tensorflow.config.experimental.enable_tensor_float_32_execution(False)
 keras.utils.set_random_seed(asked["seed"])
 x_train, y_train, x_test, y_test = common.arrays(asked)
 model = keras.Sequential([keras.Input((x_train.shape[1],))])
@@ -19,18 +23,24 @@ for units in asked["hidden"]:
     model.add(keras.layers.Dropout(asked["dropout"]))
 model.add(keras.layers.Dense(10, kernel_initializer="he_normal"))
 steps = asked["images"] // asked["batch_size"]
-if asked["own_recipe"]:
-    optimizer = keras.optimizers.RMSprop()  # as in Keras' own example with this network
-else:
-    falling = keras.optimizers.schedules.PolynomialDecay(
-        asked["learning_rate"], steps * asked["epochs"], 0.0
-    )
-    optimizer = keras.optimizers.SGD(falling, asked["momentum"])
+
+
+class Falling(keras.optimizers.schedules.LearningRateSchedule):
+    """Up over the first steps, then down to 0 at the last."""
+
+    def __call__(self, step: keras.KerasTensor) -> keras.KerasTensor:
+        """The learning rate at `step`."""
+        step, warmup = keras.ops.cast(step, "float32"), asked["warmup_steps"]
+        fall = 1 - (step - warmup) / (steps * asked["epochs"] - warmup)
+        climb = step / max(warmup, 1)
+        return asked["learning_rate"] * keras.ops.where(step < warmup, climb, fall)
+
+
 model.compile(
-    optimizer,
+    keras.optimizers.SGD(Falling(), asked["momentum"], asked["nesterov"]),
     keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     metrics=["accuracy"],
-    # Keras' own way to leave out Python between steps; its PyTorch backend runs them one by one.
+    # TensorFlow then runs that many without Python, and JAX waits only once for their results.
     steps_per_execution=1 if asked["backend"] == "torch" else min(steps, 39),
 )
 
@@ -48,7 +58,6 @@ class Report(keras.callbacks.Callback):
         if asked["evaluate"]:
             accuracy = model.evaluate(x_test, y_test, 1000, verbose=0)[1]
             errors = round((1 - accuracy) * len(x_test))
-            model.stop_training = errors <= asked["stop_errors"]
         common.report("epoch", seconds=seconds, errors=errors)
 
 

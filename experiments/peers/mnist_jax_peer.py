@@ -4,10 +4,8 @@ It reads and checks the official files itself, while JAX is imported.
 """
 
 import importlib
-import sys
 import threading
 import time
-from pathlib import Path
 
 import common
 
@@ -19,18 +17,12 @@ from mnist_jax.data import Examples  # noqa: E402
 
 asked = common.settings()
 mnist = data.load("mnist", asked["data_dir"])
-if asked["own_recipe"]:
-    sys.path.append(str(Path(__file__).parents[1]))
-    from speedrun import RECIPE
-
-    config = Config(**RECIPE, seed=asked["seed"])
-else:
-    config = Config(
-        hidden=tuple(asked["hidden"]),
-        **{name: asked[name] for name in ("dropout", "epochs", "batch_size", "learning_rate")},
-        **{name: asked[name] for name in ("momentum", "seed", "seeds")},
-        weight_decay=0.0,
-    )
+config = Config(
+    hidden=tuple(asked["hidden"]),
+    **{name: asked[name] for name in ("dropout", "epochs", "batch_size", "learning_rate")},
+    **{name: asked[name] for name in ("warmup_steps", "momentum", "nesterov", "seed", "seeds")},
+    weight_decay=0.0,
+)
 
 import jax  # noqa: E402
 
@@ -52,5 +44,3 @@ for _ in range(config.epochs):
     if asked["evaluate"]:
         errors = int(jax.device_get(population.evaluate(recipe, states, mnist.test)).errors[0])
     common.report("epoch", seconds=seconds, errors=errors)
-    if errors is not None and errors <= asked["stop_errors"]:
-        break

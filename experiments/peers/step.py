@@ -1,14 +1,15 @@
 """A training step beside the bare chain of its matrix products, turn by turn in one process.
 
 The chain is a product forward for each layer, one for the gradient of its weights, and, but for the
-first, one for that of its inputs: in the same shapes, each on what the one before it gave. Each
-gradient takes the place of its weights, so that no product can be left out or lifted from the loop.
+first, one for that of its inputs: in the same shapes, each on what the one before it gave. The
+first gradient takes the place of its kernel, so that no product can be lifted from the loop.
 
 Beside them stand square products, whose fastest turn is the device's own best: in bfloat16 they
 multiply arrays of that type, where the step rounds its float32 weights and activations first.
 """
 
 import time
+from functools import reduce
 from itertools import pairwise
 
 import common
@@ -28,11 +29,11 @@ training = jax.device_put(Examples(*(part[: asked["images"]] for part in mnist.t
 
 
 @jax.jit
-def chain(inputs: jax.Array, weights: list[jax.Array]) -> list[jax.Array]:
-    """The products of an epoch."""
+def chain(inputs: jax.Array, kernels: list[jax.Array]) -> list[jax.Array]:
+    """The products of an epoch; the gradients of its last step."""
 
-    def step(weights: list[jax.Array], _: None) -> tuple[list[jax.Array], None]:
-        layers = [inputs]
+    def step(before: list[jax.Array], _: None) -> tuple[list[jax.Array], None]:
+        weights, layers = [before[0], *kernels[1:]], [inputs]
         for kernel in weights:
             layers.append(layers[-1] @ kernel)
         error, gradients = layers.pop(), []
@@ -42,17 +43,22 @@ def chain(inputs: jax.Array, weights: list[jax.Array]) -> list[jax.Array]:
                 error = error @ kernel.T
         return gradients[::-1], None
 
-    return jax.lax.scan(step, weights, length=STEPS)[0]
+    return jax.lax.scan(step, kernels, length=STEPS)[0]
 
 
 random = np.random.default_rng(asked["seed"])
 sizes = (784, *asked["hidden"], 10)
 shapes = list(pairwise(sizes))
-# Small inputs keep the numbers from overflowing on the way; zeros might be a special case.
-weights = [jnp.asarray(random.normal(size=s) / s[0] ** 0.5, jnp.float32) for s in shapes]
-inputs = jnp.asarray(random.uniform(size=(BATCH, 784)) * 1e-3, jnp.float32)
+kernels = [random.normal(size=s).astype("f") / s[0] ** 0.5 for s in shapes]
+inputs = random.uniform(size=(BATCH, 784)).astype("f")
+# Each first kernel is linear in the one before it; at this scale they neither grow nor vanish.
+inputs /= np.linalg.norm(inputs, 2) * np.linalg.norm(reduce(np.matmul, kernels[1:]), 2)
+inputs, kernels = jax.device_put((inputs, kernels))
 
-config = Config(seed=asked["seed"], batch_size=BATCH, hidden=tuple(asked["hidden"]))
+# The learning rate is so low that the widest network stays finite too.
+config = Config(
+    seed=asked["seed"], batch_size=BATCH, hidden=tuple(asked["hidden"]), learning_rate=1e-4
+)
 recipe = train.default_recipe(config, 784, 10, asked["images"])
 keys = population.keys(config.all_seeds)
 side_by_side = population.compile_ahead(recipe, keys, training, mnist.test, BATCH)
@@ -63,7 +69,7 @@ squares = [jax.random.normal(jax.random.key(0), (side, side), kind) for side in 
 product = jax.jit(jnp.matmul)
 for _ in range(asked["turns"]):
     start = time.perf_counter()
-    jax.block_until_ready(chain(inputs, weights))
+    gradients = jax.block_until_ready(chain(inputs, kernels))
     chain_ms.append((time.perf_counter() - start) / STEPS * 1e3)
     start = time.perf_counter()
     states, metrics = population.train_epoch(recipe, states, training, keys, BATCH, side_by_side)
@@ -73,6 +79,9 @@ for _ in range(asked["turns"]):
         start = time.perf_counter()
         jax.block_until_ready(product(square, square))
         best_gflops.append(2 * len(square) ** 3 / (time.perf_counter() - start) / 1e9)
+sizes_at_the_end = [float(jnp.abs(found).max()) for found in (*gradients, metrics.loss)]
+if not all(0 < size < np.inf for size in sizes_at_the_end):
+    raise RuntimeError(f"numbers vanished or overflowed: {sizes_at_the_end}")
 step, bare = float(np.median(step_ms[1:])), float(np.median(chain_ms[1:]))  # the first compiles
 best = max(best_gflops)
 multiplied = sum(a * b for a, b in shapes) * 3 - shapes[0][0] * shapes[0][1]
