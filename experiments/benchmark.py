@@ -301,8 +301,9 @@ def reached(seconds: Sequence[float | None]) -> np.ndarray:
 
 
 def ratios(seconds: Sequence[float | None], beside: Sequence[float | None]) -> np.ndarray:
-    """`seconds` as multiples of `beside`, round by round."""
-    return np.array([a / b for a, b in zip(reached(seconds), reached(beside), strict=False)])
+    """`seconds` as multiples of `beside`, in each round in which `beside` was reached."""
+    pairs = zip(reached(seconds), reached(beside), strict=False)
+    return np.array([a / b for a, b in pairs if np.isfinite(b)])
 
 
 def described(seconds: Sequence[float | None], beside: Sequence[float | None]) -> str:
@@ -312,6 +313,7 @@ def described(seconds: Sequence[float | None], beside: Sequence[float | None]) -
     told = [
         f"{np.median(values):.3g}{unit} ({values.min():.3g}-{values.max():.3g})"
         for values, unit in ((reached(seconds), " s"), (ratios(seconds, beside), " x"))
+        if len(values)
     ]
     return told[0] if seconds == beside else ", ".join(told)
 
@@ -458,7 +460,7 @@ def main(
         else:
             peers.append(peer)
     found: dict[str, Any] = {"machine": machine(), "failed": {}}
-    if not found["machine"]["device"].startswith("CPU"):  # few of which gain by it
+    if not found["machine"]["device"].startswith("CPU"):  # which gain little
         peers.append(ON_ACCELERATORS)
     with tempfile.TemporaryDirectory() as folder:
         for part, (images, labels) in (("train", mnist.train), ("test", mnist.test)):

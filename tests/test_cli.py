@@ -297,6 +297,33 @@ def test_a_network_that_diverges_is_reported_and_kept(rate, tmp_path, capsys):
     assert call(capsys, "evaluate", run)[0] == 0
 
 
+def test_data_are_read_while_another_thread_imports_jax():
+    """That thread waits here until they are read; a main thread that needs JAX would import it."""
+    script = """
+import importlib, sys, threading
+from mnist_jax import cli, config, data
+
+read, import_module = threading.Event(), importlib.import_module
+
+
+def waiting(name, *args):
+    return read.wait(60) if name == "mnist_jax.fit" else import_module(name, *args)
+
+
+def load(*args):
+    print("jax is here" if "jax" in sys.modules else "jax is not here yet")
+    read.set()
+    raise config.InputError("enough")
+
+
+importlib.import_module, data.load = waiting, load
+cli.main(["train"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr == "mnist-jax: enough\n"
+    assert done.stdout == "jax is not here yet\n"
+
+
 def test_whoever_reads_our_output_may_stop_early(run):
     words = f'"{sys.executable}" -m mnist_jax evaluate "{run}" | true'
     done = subprocess.run(["/bin/sh", "-c", words], capture_output=True, text=True)

@@ -101,6 +101,8 @@ def test_seconds_are_told_by_median_range_and_ratio():
     assert benchmark.described([None, 1.0, 2.0], [1.0] * 3) == "2 s (1-inf), 2 x (1-inf)"
     assert benchmark.described([None, None, 1.0], [1.0] * 3) == "not reached"
     assert benchmark.described([3.0, 1.0, 2.0], [3.0, 1.0, 2.0]) == "2 s (1-3)"
+    assert benchmark.described([None, 1.0, 3.0], [None, 1.0, 1.0]) == "3 s (1-inf), 2 x (1-3)"
+    assert benchmark.described([2.0], [None]) == "2 s (2-2)"
 
 
 def test_sizes_stand_beside_mnist_jax_and_networks_beside_one_alone():
@@ -133,13 +135,12 @@ def test_the_time_to_98_percent_is_that_of_the_first_such_epoch():
 
 
 def test_a_step_is_measured_against_the_products_it_needs(mnist_dir):
-    settings = {"hidden": [16], "images": 256, "turns": 3, "data_dir": str(mnist_dir)}
+    # Of enough steps for numbers to vanish or overflow, were they to; then the study fails.
+    settings = {"hidden": [16], "images": 12_800, "turns": 3, "data_dir": str(mnist_dir)}
     (event,) = benchmark.measure(benchmark.Peer("step", "step.py", settings=settings), {}).events
     forward, weights, activations = 784 * 16 + 16 * 10, 784 * 16 + 16 * 10, 16 * 10
     flops = 2 * 128 * (forward + weights + activations)
     assert event["gflops"] * 1e6 * event["step_ms"] == pytest.approx(flops)
-    assert event["share"] == pytest.approx(event["gflops"] / event["best_gflops"])
-    assert event["chain_ms"] > 0
 
 
 def test_the_tables_of_the_benchmark_are_those_of_its_results():

@@ -40,6 +40,15 @@ def test_a_run_leaves_all_that_the_design_promises(run):
     assert summary["device"]
 
 
+def test_memory_that_runs_out_while_testing_is_told_with_the_remedy(tmp_path, monkeypatch):
+    def full(*args):
+        raise MemoryError
+
+    monkeypatch.setattr("mnist_jax.fit.measure", full)
+    with pytest.raises(InputError, match="do not fit into memory; lower --hidden"):
+        fit(SMALL, tmp_path / "run")
+
+
 def test_the_summary_is_right(run, digits):
     """Counted again in plain NumPy from the weights."""
     errors, losses = [], []

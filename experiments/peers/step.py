@@ -79,9 +79,9 @@ for _ in range(asked["turns"]):
         start = time.perf_counter()
         jax.block_until_ready(product(square, square))
         best_gflops.append(2 * len(square) ** 3 / (time.perf_counter() - start) / 1e9)
-sizes_at_the_end = [float(jnp.abs(found).max()) for found in (*gradients, metrics.loss)]
-if not all(0 < size < np.inf for size in sizes_at_the_end):
-    raise RuntimeError(f"numbers vanished or overflowed: {sizes_at_the_end}")
+largest = [float(jnp.abs(found).max()) for found in (*gradients, metrics.loss)]
+if not all(0 < number < np.inf for number in largest):
+    raise RuntimeError(f"numbers vanished or overflowed: {largest}")
 step, bare = float(np.median(step_ms[1:])), float(np.median(chain_ms[1:]))  # the first compiles
 best = max(best_gflops)
 multiplied = sum(a * b for a, b in shapes) * 3 - shapes[0][0] * shapes[0][1]
