@@ -85,6 +85,13 @@ def main() -> None:
     if args.seed is not None:
         run_once(args.seed, args.data_dir)
         return
+    from mnist_jax import data
+    from mnist_jax.config import InputError
+
+    try:
+        data.load("mnist", args.data_dir)
+    except InputError as error:
+        parser.error(str(error))
     env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     seconds, errors = [], []
     for seed in range(args.runs):
