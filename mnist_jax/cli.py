@@ -44,12 +44,16 @@ class Train(Compiling):
 
     def run(self) -> None:
         """Trains, then says what came of it and where it is."""
+        from mnist_jax import data, sources
+
+        def import_fit() -> None:
+            with sources.IMPORTING:
+                importlib.import_module("mnist_jax.fit")
+
         # Importing JAX keeps one core busy for half a second; another reads the data meanwhile.
-        importing = threading.Thread(target=importlib.import_module, args=["mnist_jax.fit"])
+        importing = threading.Thread(target=import_fit)
         importing.start()
         try:
-            from mnist_jax import data
-
             dataset = data.load(self.config.dataset, self.config.data_dir)
         finally:
             importing.join()  # Python cannot leave well in the middle of an import

@@ -24,6 +24,10 @@ from mnist_jax.config import InputError
 DATA_VARIABLE = "MNIST_JAX_DATA"
 """The environment variable that names a data folder where no flag does."""
 
+IMPORTING = threading.Lock()
+"""For imports of large packages while other threads run: two threads that import parts of one
+package at the same time may find it half made."""
+
 LARGEST_FILE = 2**30
 """Bytes, unpacked; EMNIST's largest file has about half of that."""
 
@@ -209,8 +213,9 @@ def _fetch(name: str, manual_dir: Path | None = None) -> list[Path]:
 
     Those that lie in `manual_dir` are taken from there.
     """
-    import tensorflow_datasets as tfds  # half a second, and needed once
-    from tensorflow_datasets.core.download import download_manager
+    with IMPORTING:
+        import tensorflow_datasets as tfds  # half a second, and needed once
+        from tensorflow_datasets.core.download import download_manager
 
     builders = tfds.image_classification
     builder, _, split = name.partition("/")
@@ -286,7 +291,8 @@ def embedded_digits() -> Arrays:
 
     Source: UCI, Optical Recognition of Handwritten Digits (Alpaydin & Kaynak 1998), its test set.
     """
-    from sklearn.datasets import load_digits  # over a second, and a last resort
+    with IMPORTING:
+        from sklearn.datasets import load_digits  # over a second, and a last resort
 
     pixels, labels = load_digits(return_X_y=True)
     images = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
