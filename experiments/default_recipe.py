@@ -16,7 +16,8 @@ import tyro
 
 from mnist_jax import rundir
 from mnist_jax.config import Config
-from mnist_jax.fit import device_name, fit
+from mnist_jax.environment import device_name
+from mnist_jax.fit import fit
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "the default": {},

@@ -106,7 +106,7 @@ def main() -> None:
             sys.exit(f"seed {seed} failed; its message stands above")
         errors.append(int(line))
         print(f"seed {seed}: {errors[-1]} test errors after {seconds[-1]:.2f} s", flush=True)
-    from mnist_jax.fit import device_name, versions
+    from mnist_jax.environment import device_name, versions
 
     accuracy = [100 - count / 100 for count in errors]
     claim = (

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 import threading
 import time
@@ -18,7 +19,8 @@ from typing import Annotated
 
 import tyro
 
-from mnist_jax.config import Config, InputError
+from mnist_jax.config import Config, InputError, Interrupted, Rescued, Saving
+from mnist_jax.interrupts import listening
 
 STARTED = time.perf_counter() - time.process_time()
 """When the process started: what it has computed so far is what it took to get here."""
@@ -41,13 +43,17 @@ class Train(Compiling):
     config: tyro.conf.OmitArgPrefixes[Config]
     out: Path | None = None
     """The run folder; by default a new one under runs/."""
+    resume: bool = False
+    """Go on with the run in --out, or start it there, or say that it is finished."""
+    saving: tyro.conf.OmitArgPrefixes[Saving]
 
     def run(self) -> None:
         """Trains, then says what came of it and where it is."""
-        from mnist_jax import data, sources
+        from mnist_jax import data
+        from mnist_jax.download import IMPORTING
 
         def import_fit() -> None:
-            with sources.IMPORTING:
+            with IMPORTING:
                 importlib.import_module("mnist_jax.fit")
 
         # Importing JAX keeps one core busy for half a second; another reads the data meanwhile.
@@ -61,7 +67,13 @@ class Train(Compiling):
         from mnist_jax.fit import fit
         from mnist_jax.report import in_words
 
-        path = fit(self.config, self.out, started=STARTED, dataset=dataset).path
+        path = fit(
+            *(self.config, self.out),
+            started=STARTED,
+            dataset=dataset,
+            saving=self.saving,
+            resume=self.resume,
+        ).path
         summary = rundir.read_summary(path)
         print(in_words(summary))
         print(
@@ -159,11 +171,11 @@ class Plot(Compiling):
         run = load_run(self.run_folder)
         dataset, summary = load_data(run, self.data_dir), rundir.read_summary(run.path)
         try:
-            names = draw(run, dataset, summary)
+            names = draw(run, dataset, summary, run.path)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise InputError(
                 f"{run.path}'s metrics.jsonl or summary.json is damaged ({error!r}); "
-                "train the run anew"
+                f"{rundir.REMEDY}"
             ) from None
         for name in names:
             print(run.path / "figures" / f"{name}.png")
@@ -214,38 +226,44 @@ COMMANDS = {
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs one command. Exit codes: 0 done, 2 bad input, 130 interrupted, 1 anything else."""
+    """Runs one command.
+
+    Exit codes: 0 done, 2 bad input, 130 after Ctrl-C, 143 after SIGTERM, 1 anything else.
+    """
     atexit.register(gc.freeze)  # or Python spends half a second looking for garbage as it leaves
+    args = sys.argv[1:] if args is None else args
     try:
-        command = _parse(sys.argv[1:] if args is None else args)
-        if isinstance(command, Compiling) and command.compilation_cache:
-            _keep_compiled_programs()
-        command.run()
+        with listening(patient=False):
+            command = _parse(args)
+            if isinstance(command, Compiling) and command.compilation_cache:
+                from mnist_jax.compiled import keep_compiled_programs
+
+                keep_compiled_programs()
+            command.run()
     except (InputError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # whoever read our output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         print(f"mnist-jax: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("mnist-jax: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except Rescued as rescued:
+        print(f"mnist-jax: {rescued}", file=sys.stderr)
+        sys.exit(1)
+    except Interrupted as stopped:
+        going_on = f"; go on with: {_resuming(args, stopped.run)}" if stopped.run else ""
+        print(f"mnist-jax: {stopped}{going_on}", file=sys.stderr)
+        sys.exit(128 + stopped.number)
 
 
-def _keep_compiled_programs() -> None:
-    """Tells JAX, which is not imported yet, where to; what the environment says already stands."""
-    from mnist_jax.sources import cache_dir
-
-    folder = cache_dir() / "compiled"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return
-    if os.access(folder, os.W_OK):
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        # On some CPUs XLA prints pages about each program that it reads back (openxla/xla#44565).
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+def _resuming(args: Sequence[str], run: Path) -> str:
+    """The command that goes on with `run`, which a train command with `args` began."""
+    kept = []
+    skip = False
+    for arg in args:
+        if not skip and arg != "--out" and not arg.startswith("--out=") and arg != "--resume":
+            kept.append(arg)
+        skip = arg == "--out"
+    return shlex.join(["mnist-jax", *kept, "--out", str(run), "--resume"])
 
 
 def _parse(args: Sequence[str]) -> Train | Evaluate | Predict | Plot | Samples:

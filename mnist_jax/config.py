@@ -28,6 +28,23 @@ class InputError(Exception):
     """Something a person gave cannot be used; the message says what, why and what to do."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped a run, which can go on; the message says how far it came."""
+
+    def __init__(self, number: int, run: Path | None, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+        self.run = run
+
+
+class Rescued(Exception):
+    """The disk failed a run that is done; the message says where it is now, or that it is lost."""
+
+    def __init__(self, run: Path | None, message: str) -> None:
+        super().__init__(message)
+        self.run = run
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A run is a pure function of this, the data and the seed.
@@ -97,35 +114,77 @@ class Config:
             name, kind, value = field.name, field.type, getattr(self, field.name)
             if get_origin(kind) is Literal:
                 choices = get_args(kind)
-                self._require(name, value in choices, f"one of {', '.join(choices)}")
+                require(self, name, value in choices, f"one of {', '.join(choices)}")
             elif kind is int:
-                self._require(name, type(value) is int, "a whole number")
+                require(self, name, type(value) is int, "a whole number")
             elif kind is float:
-                self._require(name, type(value) in (int, float), "a number")
+                require(self, name, type(value) in (int, float), "a number")
+            elif kind is str:
+                require(self, name, type(value) is str, "a name")
+            elif kind is bool:
+                require(self, name, type(value) is bool, "true or false")
         widths = all(type(width) is int and 1 <= width <= MOST for width in self.hidden)
-        self._require("hidden", widths, f"widths from 1 to {MOST}")
+        require(self, "hidden", widths, f"widths from 1 to {MOST}")
         for name in ("epochs", "batch_size", "seeds"):
-            self._require(name, 1 <= getattr(self, name) <= MOST, f"1 to {MOST}")
+            require(self, name, 1 <= getattr(self, name) <= MOST, f"1 to {MOST}")
         for name in ("validation_images", "warmup_steps"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
+            require(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("input_dropout", "dropout", "momentum"):
-            self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        self._require("learning_rate", 0 < self.learning_rate < math.inf, "a number above 0")
-        self._require("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more")
+            require(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        require(self, "learning_rate", 0 < self.learning_rate < math.inf, "a number above 0")
+        require(self, "weight_decay", 0 <= self.weight_decay < math.inf, "0 or more")
         last_seed = self.seed + self.seeds - 1
-        self._require("seed", self.seed >= 0 and last_seed < 2**32, "seeds from 0 to 4294967295")
-
-    def _require(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            value = getattr(self, name)
-            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} {shown} cannot be used: it takes {expected}")
+        require(self, "seed", self.seed >= 0 and last_seed < 2**32, "seeds from 0 to 4294967295")
 
     @property
     def all_seeds(self) -> range:
         """The seed of each network."""
         return range(self.seed, self.seed + self.seeds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Saving:
+    """When a run that trains is kept on disk, which changes nothing of what comes of it.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    checkpoint_minutes: float = 1.0
+    """Minutes of training from one checkpoint to the next; there is always one at the end."""
+
+    checkpoint_epochs: int = MOST
+    """Epochs from one checkpoint to the next, where they pass sooner than the minutes."""
+
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay; a damaged one costs less where there is another."""
+
+    def __post_init__(self) -> None:
+        require(self, "checkpoint_minutes", self.checkpoint_minutes >= 0, "0 or more")
+        for name in ("checkpoint_epochs", "keep_checkpoints"):
+            require(self, name, 1 <= getattr(self, name) <= MOST, f"1 to {MOST}")
+
+
+def require(options: Config | Saving, name: str, holds: bool, expected: str) -> None:
+    """Raises InputError about the flag `name` unless its value `holds`."""
+    if not holds:
+        flag, shown = "--" + name.replace("_", "-"), _shown(getattr(options, name))
+        raise InputError(f"{flag} {shown} cannot be used: it takes {expected}")
+
+
+def differences(then: Config, now: Config) -> list[str]:
+    """What makes `now` another run than `then`, a flag each. Where the data lie is no matter."""
+    names = [field.name for field in dataclasses.fields(Config) if field.name != "data_dir"]
+    pairs = [(name, getattr(then, name), getattr(now, name)) for name in names]
+    return [
+        f"--{name.replace('_', '-')} was {_shown(old)} and is {_shown(new)}"
+        for name, old, new in pairs
+        if old != new
+    ]
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def to_json(config: Config) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from jaxtyping import Integer, UInt8
 
 from mnist_jax import sources
 from mnist_jax.config import InputError
-from mnist_jax.sources import DATA_VARIABLE, IDX_NAMES, Arrays, DataUnavailable
+from mnist_jax.download import DATA_VARIABLE, IDX_NAMES, DataUnavailable
+from mnist_jax.sources import Arrays
 
 MNIST_SHA256 = (
     "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -64,6 +65,7 @@ class Dataset(NamedTuple):
     train: Examples
     test: Examples
     class_names: tuple[str, ...]
+    sha256: tuple[str, ...]  # of training images and labels, test images and labels, as IDX files
 
 
 def load(name: str = "mnist", data_dir: Path | str | None = None) -> Dataset:
@@ -96,8 +98,18 @@ def load(name: str = "mnist", data_dir: Path | str | None = None) -> Dataset:
     elif name == "local":
         raise InputError(f"--dataset local needs --data-dir DIR, or {DATA_VARIABLE}, to read from")
     else:
-        arrays = sources.read_cache(name) or sources.download(name)
+        return _cached(name) or _checked(name, sources.download(name))
     return _checked(name, arrays)
+
+
+def _cached(name: str) -> Dataset | None:
+    """What the cache has of `name`, if it is right."""
+    arrays = sources.read_cache(name)
+    try:
+        return _checked(name, arrays) if arrays else None
+    except InputError as error:
+        print(f"{error}: fetching {name} anew", file=sys.stderr)
+        return None
 
 
 _FALLBACK = """
@@ -177,11 +189,12 @@ def _checked(name: str, arrays: Arrays) -> Dataset:
             f"{x_test.shape[1:]}; get the files from one source"
         )
     arrays = (x_train, y_train.astype(np.uint8), x_test, y_test.astype(np.uint8))
+    sums = tuple(map(sha256_as_idx, arrays))
     if name == "mnist":
-        for array, idx_name, expected in zip(arrays, IDX_NAMES, MNIST_SHA256, strict=True):
-            if (found := sha256_as_idx(array)) != expected:
+        for found, idx_name, expected in zip(sums, IDX_NAMES, MNIST_SHA256, strict=True):
+            if found != expected:
                 raise InputError(
                     f"{idx_name} is not MNIST's: its SHA-256 is {found}, expected {expected}; "
                     "get the official file, or use your own data with --dataset local"
                 )
-    return Dataset(name, Examples(*arrays[:2]), Examples(*arrays[2:]), class_names)
+    return Dataset(name, Examples(*arrays[:2]), Examples(*arrays[2:]), class_names, sums)

@@ -1,30 +1,41 @@
-"""The one host loop: load, train epoch by epoch, evaluate, save."""
+"""The one host loop: load, train epoch by epoch, evaluate, save; and the way back into it."""
 
 import dataclasses
 import datetime
-import importlib.metadata
 import itertools
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
-from mnist_jax import data, population, rundir
-from mnist_jax.config import Config, InputError, to_json
-from mnist_jax.data import Dataset
-from mnist_jax.progress import progress
-from mnist_jax.report import Run, draw, measure
+from mnist_jax import checkpoint, data, population, rundir
+from mnist_jax.config import (
+    Config,
+    InputError,
+    Interrupted,
+    Rescued,
+    Saving,
+    to_json,
+)
+from mnist_jax.data import Dataset, Examples
+from mnist_jax.environment import device_name, environment, versions
+from mnist_jax.interrupts import Received, listening
+from mnist_jax.keeper import Keeper, way_back
+from mnist_jax.optim import learning_rate_schedule
+from mnist_jax.progress import progress, say
+from mnist_jax.report import Run, draw, in_words, is_finished, measure
+from mnist_jax.rundir import Json
 from mnist_jax.train import Recipe, default_recipe, steps_per_epoch
 
 MakeRecipe = Callable[[Config, int, int, int], Recipe]
 """(config, pixels, classes, training images) -> recipe, as `default_recipe` does it."""
+
+SAVING = Saving()
 
 
 def fit(
@@ -33,6 +44,8 @@ def fit(
     make_recipe: MakeRecipe = default_recipe,
     started: float | None = None,
     dataset: Dataset | None = None,
+    saving: Saving = SAVING,
+    resume: bool = False,
 ) -> Run:
     """Trains the networks of `config`, counts their test errors once, and keeps it all in `out`.
 
@@ -43,18 +56,24 @@ def fit(
         started: `time.perf_counter()` when the process started, for the record of its time.
         dataset: what `data.load` gives for `config`, where it is loaded already;
             the record counts that as startup.
+        saving: when checkpoints are made.
+        resume: go on with the run in `out` from its newest whole checkpoint, as if it had never
+            stopped; start it where there is none, and leave it alone where it is finished.
 
     Raises:
-        InputError: the data, the config or the folder cannot be used, and nothing is left behind;
-            or the disk is full, and what is left is whole.
+        InputError: the data, the config or the folder cannot be used, and nothing is left behind.
+        Interrupted: Ctrl-C or SIGTERM came; what is done is kept.
+        Rescued: all is done, but the disk failed.
     """
     seconds: dict[str, float] = {}
     begun = time.perf_counter()
     started = begun if started is None else started
     seconds["startup"] = begun - started
 
+    if resume and not out:
+        raise InputError("--resume needs --out RUN, the folder of the run to go on with")
     if out:
-        rundir.require_free(out)
+        rundir.require_free(out, resume)
     with _timed(seconds, "data"):
         dataset = dataset or data.load(config.dataset, config.data_dir)
         config = _as_used(config, dataset)
@@ -67,28 +86,81 @@ def fit(
         "test_images": len(dataset.test.labels),
         "image_shape": [height, width],
         "class_names": list(dataset.class_names),
+        "sha256": list(dataset.sha256),
     }
-    print(
-        f"{dataset.name}: {train_images:,} images to train on, {len(validation.labels):,} to "
-        f"validate, {len(dataset.test.labels):,} to test, {height} x {width} pixels; "
-        f"on {device_name()}",
-        flush=True,
-    )
-
-    with _timed(seconds, "compile"), _memory_errors():
-        training, validation = jax.device_put((training, validation))
-        keys = population.keys(config.all_seeds)
-        side_by_side = population.compile_ahead(
-            recipe, keys, training, dataset.test, config.batch_size
-        )
-        states = jax.block_until_ready(population.init(recipe, keys))
-
+    about = {**to_json(config), "data": info, "environment": environment()}
     out = out or _new_folder(config)
-    rundir.create(out, {**to_json(config), "data": info})
-    seen = steps_per_epoch(train_images, config.batch_size) * config.batch_size
-    seconds |= {"train": 0.0, "evaluate": 0.0}
-    with progress(config.epochs, config.seeds) as show, _memory_errors():
-        for epoch in range(1, config.epochs + 1):
+
+    with rundir.claimed(out):
+        rundir.require_free(out, resume)  # another process may have been here
+        folder, about = (None, about) if rundir.is_free(out) else way_back(out, config, about)
+        keys = population.keys(config.all_seeds)
+        shapes = jax.eval_shape(partial(population.init, recipe), keys)
+        run = Run(out, config, (height, width), dataset.class_names, dataset.sha256, recipe, shapes)
+        records = rundir.read_metrics(folder) if folder else []
+        if folder and is_finished(out, folder):
+            rundir.write_config(out, about)
+            rundir.write_metrics(out, records)
+            print(f"{out} is finished already", flush=True)
+            return run._replace(states=checkpoint.load(folder, shapes))
+        (out / "summary.json").unlink(missing_ok=True)
+        print(
+            f"{dataset.name}: {train_images:,} images to train on, {len(validation.labels):,} to "
+            f"validate, {len(dataset.test.labels):,} to test, {height} x {width} pixels; "
+            f"on {device_name()}",
+            flush=True,
+        )
+        with _timed(seconds, "compile"), _memory_errors(config):
+            training, validation = jax.device_put((training, validation))
+            side_by_side = population.compile_ahead(
+                recipe, keys, training, dataset.test, config.batch_size
+            )
+            states = checkpoint.load(folder, shapes) if folder else population.init(recipe, keys)
+            run = run._replace(states=jax.block_until_ready(states))
+        with (
+            Keeper(out, about, saving, list(records)) as keeper,
+            listening(patient=True) as received,
+        ):
+            run = _train(run, training, validation, side_by_side, keeper, seconds, received)
+            summary = _test(run, dataset, keeper, seconds)
+            if keeper.lost:
+                raise Rescued(None, f"{keeper.lost}. What it came to: {in_words(summary)}")
+            summary |= {"resumed_from_epoch": len(records), "seconds": seconds}
+            problem = None
+            try:
+                with _timed(seconds, "figures"):
+                    keeper.keep(partial(draw, run, dataset, summary))
+            except Exception as error:  # the result is worth more than its pictures
+                problem = error
+            seconds["total"] = time.perf_counter() - started
+            keeper.keep(lambda path: rundir.write_summary(path, summary))
+            if problem:
+                raise problem
+        if keeper.failure:
+            raise Rescued(keeper.run, f"{keeper.failure}. The whole run is in {keeper.run} instead")
+        return run._replace(path=keeper.run)
+
+
+def _train(
+    run: Run,
+    training: Examples,
+    validation: Examples,
+    side_by_side: int,
+    keeper: Keeper,
+    seconds: dict[str, float],
+    received: Received,
+) -> Run:
+    """`run` after its last epoch, or after the one in which the last of its networks stopped."""
+    config, recipe, states, records = run.config, run.recipe, run.states, keeper.records
+    keys = population.keys(config.all_seeds)
+    steps = steps_per_epoch(len(training.labels), config.batch_size)
+    seen = steps * config.batch_size
+    stopped = _stopped(records, config)
+    seconds |= {"train": sum(record["seconds"] for record in records), "evaluate": 0.0}
+    with progress(config.epochs, config.seeds, len(records)) as show, _memory_errors(config):
+        for epoch in range(len(records) + 1, config.epochs + 1):
+            if received.number or all(stopped):
+                break
             start = time.perf_counter()
             states, metrics = population.train_epoch(
                 recipe, states, training, keys, config.batch_size, side_by_side
@@ -96,7 +168,7 @@ def fit(
             metrics, step = jax.device_get((metrics, states.step))
             taken = time.perf_counter() - start
             seconds["train"] += taken
-            record: dict[str, Any] = {
+            record: Json = {
                 "epoch": epoch,
                 "step": int(step[0]),
                 "train_loss": metrics.loss.tolist(),
@@ -110,43 +182,69 @@ def fit(
                     "validation_loss": evaluation.loss.tolist(),
                     "validation_error_percent": percent.tolist(),
                 }
+            for i in np.flatnonzero((metrics.finite < steps) & (stopped == 0)):
+                stopped[i] = (epoch - 1) * steps + metrics.finite[i] + 1
+                where = _divergence(config, steps, int(i), int(stopped[i]))
+                say(
+                    f"seed {where['seed']} stopped in epoch {epoch}, step {where['step']}, at "
+                    f"learning rate {where['learning_rate']:.3g}: its loss is no finite number"
+                )
+            if any(stopped):
+                record["stopped_at_step"] = stopped.tolist()
             record |= {"seconds": taken, "images_per_second": seen * config.seeds / taken}
-            rundir.append_metrics(out, record)
+            keeper.epoch_done(record, states)
             show(record)
-
-    run = Run(out, config, (height, width), dataset.class_names, recipe, states)
     with _timed(seconds, "save"):
-        rundir.save_checkpoint(out, int(np.asarray(states.step)[0]), states)
-    with _timed(seconds, "evaluate"), _memory_errors():
+        keeper.training_done(states)
+    if received.number:
+        done = f"stopped after epoch {len(records)} of {config.epochs}"
+        if keeper.lost:
+            raise Interrupted(received.number, None, f"{done}; {keeper.lost}")
+        raise Interrupted(received.number, keeper.run, done)
+    return run._replace(states=states)
+
+
+def _test(run: Run, dataset: Dataset, keeper: Keeper, seconds: dict[str, float]) -> Json:
+    """The summary of `run`, but for the time it took."""
+    config, parts = run.config, keeper.config["data"]
+    with _timed(seconds, "evaluate"), _memory_errors(config):
         result = measure(run, dataset.test)
-    diverged = config.seeds - int(np.isfinite(result["test_loss"]).sum())
+    steps = steps_per_epoch(parts["train_images"], config.batch_size)
+    stopped, last_step = _stopped(keeper.records, config), keeper.records[-1]["step"]
+    finite = np.isfinite(np.array(result["test_loss"], float))
+    stopped = np.where((stopped == 0) & ~finite, last_step, stopped)
+    diverged = [
+        _divergence(config, steps, i, step) for i, step in enumerate(stopped.tolist()) if step
+    ]
     if diverged:
-        print(
-            f"{diverged} of {config.seeds} networks diverged: their loss is no finite number; "
-            f"lower --learning-rate {config.learning_rate}",
-            file=sys.stderr,
+        say(
+            f"{len(diverged)} of {config.seeds} networks diverged: their loss is no finite number; "
+            f"lower --learning-rate {config.learning_rate}"
         )
-    about = {
+    return {
         "dataset": dataset.name,
-        **{name: info[name] for name in ("train_images", "validation_images", "test_images")},
+        **{f"{part}_images": parts[f"{part}_images"] for part in ("train", "validation", "test")},
         **{"seed": config.seed, "seeds": config.seeds, "epochs": config.epochs},
+        **{"steps": last_step, **result, "diverged": diverged},
+        **{"device": device_name(), "versions": versions()},
     }
-    run_on = {"device": device_name(), "versions": versions(), "seconds": seconds}
-    try:
-        with _timed(seconds, "figures"):
-            draw(run, dataset, result)
-    finally:  # the result is worth more than its pictures
-        seconds["total"] = time.perf_counter() - started
-        rundir.write_summary(out, {**about, **result, **run_on})
-    return run
 
 
-def device_name() -> str:
-    """The device that runs, in words."""
-    device = jax.devices()[0]
-    if device.platform == "cpu":
-        return f"CPU ({platform.machine()}, {os.cpu_count()} cores)"
-    return device.device_kind
+def _stopped(records: list[Json], config: Config) -> Int[np.ndarray, "seeds"]:
+    """The step, from 1, with the first loss of each network that is no finite number, or 0."""
+    last = records[-1] if records else {}
+    return np.array(last.get("stopped_at_step", [0] * config.seeds))
+
+
+def _divergence(config: Config, steps_per_epoch: int, i: int, step: int) -> Json:
+    """Where network `i` stopped, and the learning rate there by the config's schedule."""
+    schedule = learning_rate_schedule(config, config.epochs * steps_per_epoch)
+    return {
+        "seed": config.seed + i,
+        "epoch": (step - 1) // steps_per_epoch + 1,
+        "step": step,
+        "learning_rate": float(np.asarray(schedule(step - 1))),
+    }
 
 
 def _as_used(config: Config, dataset: Dataset) -> Config:
@@ -167,21 +265,16 @@ def _new_folder(config: Config) -> Path:
     return next(path for path in paths if not path.exists())
 
 
-def versions() -> dict[str, str]:
-    """What decides the numbers, beside the code."""
-    packages = ("mnist_jax", "jax", "jaxlib", "flax", "optax", "numpy")
-    found = {package: importlib.metadata.version(package) for package in packages}
-    return {"python": platform.python_version(), **found}
-
-
 @contextmanager
-def _memory_errors() -> Iterator[None]:
+def _memory_errors(config: Config) -> Iterator[None]:
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+            hidden = " ".join(map(str, config.hidden))
             raise InputError(
-                "the networks do not fit into memory; lower --hidden, --seeds or --batch-size"
+                f"the networks do not fit into memory; lower --hidden {hidden}, "
+                f"--seeds {config.seeds} or --batch-size {config.batch_size}"
             ) from None
         raise
 

@@ -52,6 +52,7 @@ def curves(metrics: Sequence[dict[str, Any]], summary: dict[str, Any], title: st
             continue
         name = "training, with dropout" if part == "train" else part
         losses = np.array([record[f"{part}_loss"] for record in metrics], float)
+        losses = np.ma.masked_invalid(losses)  # without the networks that diverged
         errors = np.array([record[f"{part}_error_percent"] for record in metrics], float)
         for axes, values in ((loss, losses), (accuracy, 100 - errors)):
             axes.plot(epochs, values.mean(axis=1), "o-", markersize=3, color=color, label=name)
@@ -59,7 +60,8 @@ def curves(metrics: Sequence[dict[str, Any]], summary: dict[str, Any], title: st
                 epochs, values.min(axis=1), values.max(axis=1), color=color, alpha=0.25, lw=0
             )
     star = {"marker": "*", "markersize": 11, "color": TEST, "linestyle": "none", "label": "test"}
-    loss.plot(epochs[-1], np.mean(np.array(summary["test_loss"], float)), **star)
+    tested = np.ma.masked_invalid(np.array(summary["test_loss"], float))
+    loss.plot(epochs[-1], np.ma.filled(tested.mean(), np.nan), **star)
     accuracy.plot(epochs[-1], 100 - summary["test_error_percent_mean"], **star)
     loss.set(title="Loss (cross-entropy)", xlabel="epoch", ylim=(0, None))
     accuracy.set(title="Accuracy (%)", xlabel="epoch", ylim=(None, 100))

@@ -3,22 +3,24 @@
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tqdm.auto import tqdm
 
 
 @contextmanager
-def progress(epochs: int, seeds: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+def progress(epochs: int, seeds: int, done: int = 0) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Gives a function that shows a record of metrics.jsonl, on standard error.
+
+    The first `done` epochs are behind it already.
 
     It shows the loss and accuracy so far, images per second and the time left.
     """
     live = sys.stderr.isatty() or "ipykernel" in sys.modules
     layout = "{bar:8} {n}/{total}, {elapsed} so far, {remaining} left, {desc}"
-    bar = tqdm(total=epochs, disable=not live, dynamic_ncols=True, bar_format=layout)
-    bar.set_description_str("in the first epoch")
+    bar = tqdm(total=epochs, initial=done, disable=not live, dynamic_ncols=True, bar_format=layout)
+    bar.set_description_str("in the first epoch" if not done else f"in epoch {done + 1}")
 
     def show(record: dict[str, Any]) -> None:
         words = [
@@ -36,13 +38,13 @@ def progress(epochs: int, seeds: int) -> Iterator[Callable[[dict[str, Any]], Non
         if not live:
             left = record["seconds"] * (epochs - record["epoch"])
             words = [f"epoch {record['epoch']}/{epochs}", f"{left:.0f} s left", *words]
-            print(*words, sep=", ", file=sys.stderr, flush=True)
+            say(", ".join(words))
 
-    done = threading.Event()
+    ended = threading.Event()
 
     def tick() -> None:
         """Keeps the clock running through a long epoch, which is one call to the device."""
-        while not done.wait(0.5):
+        while not ended.wait(0.5):
             bar.refresh()
 
     if live:
@@ -50,5 +52,15 @@ def progress(epochs: int, seeds: int) -> Iterator[Callable[[dict[str, Any]], Non
     try:
         yield show
     finally:
-        done.set()
+        ended.set()
         bar.close()
+
+
+def say(message: str) -> None:
+    """Prints a line to standard error, above the bar where there is one.
+
+    Where that goes to a full disk or to nobody, the run is worth more than what it says.
+    """
+    with suppress(OSError):
+        tqdm.write(message, file=sys.stderr)
+        sys.stderr.flush()

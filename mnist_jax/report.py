@@ -1,5 +1,6 @@
 """What a trained run is worth: its test errors, its answers and its figures."""
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -8,8 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from mnist_jax import data, population, rundir
-from mnist_jax.config import Config, InputError, from_json
+from mnist_jax import checkpoint, data, population, rundir
+from mnist_jax.config import MOST, Config, InputError, from_json
 from mnist_jax.data import Dataset, Examples
 from mnist_jax.preprocess import Images
 from mnist_jax.train import Recipe, TrainState, default_recipe
@@ -25,6 +26,7 @@ class Run(NamedTuple):
     config: Config
     image_shape: tuple[int, int]
     class_names: tuple[str, ...]
+    data_sha256: tuple[str, ...]  # as Dataset has them
     recipe: Recipe
     states: TrainState  # each leaf with a leading axis of seeds
 
@@ -32,25 +34,76 @@ class Run(NamedTuple):
 def load_run(path: Path) -> Run:
     """The run that `fit` kept in `path`, with the default recipe of its config.
 
+    Of a run that is not finished, the newest checkpoint; it says so on standard error.
+
     Raises:
-        InputError: there is no such run, or it is damaged or unfinished.
+        InputError: there is no such run, it has no checkpoint yet, or it is damaged.
     """
     kept = rundir.read_config(path)
+    config, info = parse_config(kept, path)
+    folders = checkpoint.all_of(path)
+    if not folders:
+        raise InputError(f"{path} has no checkpoint; it did not finish: {rundir.REMEDY}")
+    folder = folders[0]
+    if not checkpoint.is_whole(folder):
+        raise InputError(f"{folder} is damaged; {rundir.REMEDY}")
+    if {**kept, "data_dir": 0} != {**rundir.read_config(folder), "data_dir": 0}:
+        raise InputError(
+            f"{path / 'config.json'} is not what {folder} was made with; {rundir.REMEDY}"
+        )
+    if not _metrics(path).startswith(_metrics(folder)):
+        raise InputError(
+            f"{path / 'metrics.jsonl'} is not what {folder} was made with; {rundir.REMEDY}"
+        )
+    if not is_finished(path, folder):
+        epoch = len(rundir.read_metrics(folder))
+        print(f"{path} is not finished: this is how it stood after epoch {epoch}", file=sys.stderr)
+    height, width = info["image_shape"]
+    class_names = tuple(info["class_names"])
+    recipe = default_recipe(config, height * width, len(class_names), info["train_images"])
+    keys = population.keys(config.all_seeds)
+    states = checkpoint.load(folder, jax.eval_shape(partial(population.init, recipe), keys))
+    return Run(path, config, (height, width), class_names, tuple(info["sha256"]), recipe, states)
+
+
+def _metrics(folder: Path) -> bytes:
     try:
-        info = kept.pop("data")
-        config = from_json(kept)
-        height, width = info["image_shape"]
-        class_names, images = tuple(info["class_names"]), int(info["train_images"])
+        return rundir.read_bytes(folder / "metrics.jsonl")
+    except OSError:
+        return b""
+
+
+def is_finished(run: Path, folder: Path) -> bool:
+    """Whether the summary of `run` is about the checkpoint in `folder`."""
+    try:
+        return rundir.read_summary(run).get("steps") == int(folder.name)
+    except InputError:
+        return False
+
+
+def parse_config(kept: dict[str, Any], folder: Path) -> tuple[Config, dict[str, Any]]:
+    """The config in `folder`/config.json, and what it says about the data.
+
+    Raises:
+        InputError: it is not as `fit` writes it.
+    """
+    try:
+        about = {"data": kept["data"], "environment": kept["environment"]}
+        config = from_json({name: value for name, value in kept.items() if name not in about})
+        info, environment = kept["data"], kept["environment"]
+        words = [*environment["versions"], *environment["flags"]]
+        sizes = [*info["image_shape"], info["train_images"], info["test_images"]]
+        words += [*info["class_names"], *info["sha256"]]
+        if not all(type(size) is int and 0 < size <= MOST for size in sizes):
+            raise InputError(f"sizes of {sizes}")
+        if len(sizes) != 4 or not all(type(word) is str for word in words):
+            raise InputError(f"data of {info}")
     except (InputError, KeyError, TypeError, ValueError) as error:
         shown = error if isinstance(error, InputError) else repr(error)
         raise InputError(
-            f"{path / 'config.json'} cannot be used ({shown}); train the run anew"
+            f"{folder / 'config.json'} cannot be used ({shown}); {rundir.REMEDY}"
         ) from None
-    recipe = default_recipe(config, height * width, len(class_names), images)
-    keys = population.keys(config.all_seeds)
-    states = jax.eval_shape(partial(population.init, recipe), keys)
-    states = rundir.load_checkpoint(path, states)
-    return Run(path, config, (height, width), class_names, recipe, states)
+    return config, info
 
 
 def load_data(run: Run, data_dir: Path | None = None) -> Dataset:
@@ -60,9 +113,9 @@ def load_data(run: Run, data_dir: Path | None = None) -> Dataset:
         InputError: the data cannot be had, or are other data.
     """
     dataset = data.load(run.config.dataset, data_dir or run.config.data_dir)
-    if (dataset.test.images.shape[1:], dataset.class_names) != (run.image_shape, run.class_names):
+    if dataset.sha256 != run.data_sha256:
         raise InputError(
-            f"{dataset.name} is not what {run.path} was trained on: its images or classes differ; "
+            f"{dataset.name} is not what {run.path} was trained on: its images or labels differ; "
             "name the folder of its data with --data-dir"
         )
     return dataset
@@ -104,8 +157,11 @@ def probabilities(run: Run, images: Images) -> Float[np.ndarray, "n classes"]:
     return odds / odds.sum(axis=1, keepdims=True)
 
 
-def draw(run: Run, dataset: Dataset, summary: dict[str, Any]) -> list[str]:
-    """Saves the run's figures and returns their names. The first seed stands for all but curves."""
+def draw(run: Run, dataset: Dataset, summary: dict[str, Any], path: Path) -> list[str]:
+    """Saves the figures of `run` in the run folder `path`, and returns their names.
+
+    The first seed stands for all but the curves, which are those of the metrics in `path`.
+    """
     from mnist_jax import plots  # matplotlib takes half a second
 
     name, test = dataset.name, dataset.test
@@ -118,7 +174,7 @@ def draw(run: Run, dataset: Dataset, summary: dict[str, Any]) -> list[str]:
             *(dataset.train.images[:4], dataset.train.labels[:4], run.class_names),
             f"{name}: the first images",
         ),
-        "curves": plots.curves(rundir.read_metrics(run.path), summary, name),
+        "curves": plots.curves(rundir.read_metrics(path), summary, name),
         "confusion": plots.confusion(
             *(counts, run.class_names),
             f"{network}: how {len(answers):,} test images were read (colour: mistakes)",
@@ -139,5 +195,5 @@ def draw(run: Run, dataset: Dataset, summary: dict[str, Any]) -> list[str]:
         title = f"{network}: {shown}\nink on red excites the unit, ink on blue inhibits it"
         figures["weights"] = plots.weights(kernels[0], run.image_shape, title)
     for figure_name, figure in figures.items():
-        rundir.save_figure(run.path, figure_name, figure)
+        rundir.save_figure(path, figure_name, figure)
     return list(figures)

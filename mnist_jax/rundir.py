@@ -1,8 +1,8 @@
 """All that a run leaves on disk, and the way back from it.
 
-    RUN/config.json      what decides the run, and the shape of its data
+    RUN/config.json      what decides the run, its data, and where it began
     RUN/metrics.jsonl    a line an epoch, a list entry a seed
-    RUN/checkpoints/N/   the state of all seeds after step N
+    RUN/checkpoints/     what it needs to go on (see checkpoint.py)
     RUN/summary.json     what came of it
     RUN/figures/*.png
 
@@ -10,67 +10,101 @@ Every file is whole or absent: it is written under another name and renamed.
 """
 
 import errno
-import gc
+import hashlib
 import json
-import logging
 import math
 import os
 import re
-import shutil
-import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
-
-import jax
 
 from mnist_jax.config import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PyTree = Any
 Json = dict[str, Any]
 
+REMEDY = "repeat the train command with --resume to mend it, or train anew"
 
-def require_free(run: Path) -> None:
-    """Raises InputError unless a new run can go to `run`."""
+LARGEST_FILE = 2**28
+"""Bytes of a record that are read back; a million epochs take less."""
+
+
+def is_free(run: Path) -> bool:
+    """Whether a new run can go to `run`: nothing is there, or nothing but hidden files."""
+    if not run.exists():
+        return True
+    return run.is_dir() and all(path.name.startswith(".") for path in run.iterdir())
+
+
+def require_free(run: Path, resume: bool = False) -> None:
+    """Raises InputError unless a new run can go to `run`, or, to `resume`, a run is there."""
     with _disk_errors(run):
-        if run.exists() and not (run.is_dir() and not any(run.iterdir())):
-            raise InputError(f"{run} exists already; choose another --out")
+        if is_free(run):
+            return
+        is_run = (run / "config.json").exists() or (run / "checkpoints").exists()
+    if not is_run:
+        raise InputError(f"{run} exists already and is no run; choose another --out")
+    if not resume:
+        raise InputError(f"{run} exists already; choose another --out, or add --resume to go on")
 
 
-def create(run: Path, config: Json) -> None:
-    """Makes the folder and writes `config`."""
-    require_free(run)
+@contextmanager
+def claimed(run: Path) -> Iterator[None]:
+    """Makes the folder, keeps other processes out of it, and removes it if it stays empty.
+
+    Raises:
+        InputError: another process is in it, or it cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(run / ".lock", timeout=0)
+    existed = run.exists()
     with _disk_errors(run):
-        existed = run.exists()
         run.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise InputError(
+                f"{run} is in use by another process; wait for its end, or choose another --out"
+            ) from None
     try:
-        _write_json(run / "config.json", config)
-    except InputError:
-        if not existed:
-            run.rmdir()
-        raise
+        yield
+    finally:
+        lock.release()
+        if is_free(run):  # nothing came of it
+            (run / ".lock").unlink(missing_ok=True)
+            if not existed:
+                run.rmdir()
+
+
+def write_config(run: Path, config: Json) -> None:
+    """Writes `config.json`."""
+    _write_json(run / "config.json", config)
 
 
 def read_config(run: Path) -> Json:
-    """What `create` wrote."""
+    """What `write_config` wrote."""
     if not run.is_dir():
         raise InputError(f"{run} is no run folder; name one that mnist-jax train made")
     return _read_json(run / "config.json")
 
 
+def write_metrics(run: Path, records: list[Json]) -> None:
+    """Writes `metrics.jsonl` anew, a line for each of `records`."""
+    write_bytes(run / "metrics.jsonl", "".join(map(_line, records)).encode())
+
+
 def append_metrics(run: Path, record: Json) -> None:
     """Adds one line; where that fails, the file stays as it was."""
     file = run / "metrics.jsonl"
-    line = json.dumps(_finite(record)) + "\n"
     with _disk_errors(file), file.open("a", encoding="utf-8") as stream:
         size = stream.tell()
         try:
-            stream.write(line)
+            stream.write(_line(record))
             stream.flush()
         except OSError:
             os.truncate(file, size)
@@ -81,65 +115,27 @@ def read_metrics(run: Path) -> list[Json]:
     """One record an epoch."""
     file = run / "metrics.jsonl"
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}); train the run anew") from None
+        return [json.loads(line) for line in read_bytes(file).decode().splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} cannot be read ({one_line(error)}); {REMEDY}") from None
 
 
 def write_summary(run: Path, summary: Json) -> None:
-    """Writes `summary.json`, which tells a finished run."""
-    _write_json(run / "summary.json", summary)
+    """Writes `summary.json`, which tells a finished run, with a sum that tells a damaged one."""
+    summary = _finite(summary)
+    _write_json(run / "summary.json", {**summary, "sha256": _sum(summary)})
 
 
 def read_summary(run: Path) -> Json:
     """What `write_summary` wrote."""
-    return _read_json(run / "summary.json")
+    summary = _read_json(run / "summary.json")
+    if summary.pop("sha256", None) != _sum(summary):
+        raise InputError(f"{run / 'summary.json'} is damaged or was edited; {REMEDY}")
+    return summary
 
 
-def save_checkpoint(run: Path, step: int, state: PyTree) -> None:
-    """Writes `state`, any pytree of arrays."""
-    from orbax.checkpoint import v1 as ocp  # half a second
-
-    folder = run / "checkpoints"
-    problem = None
-    with _quiet_array_store():
-        try:
-            ocp.save(str(folder.absolute() / str(step)), state)
-        except (OSError, ValueError) as error:
-            problem = _cannot_write(folder, error)
-    if problem:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise problem
-
-
-def load_checkpoint(run: Path, like: PyTree) -> PyTree:
-    """The newest checkpoint, in the structure, shapes and types of `like`."""
-    from orbax.checkpoint import v1 as ocp
-
-    folder = run / "checkpoints"
-    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
-    if not steps:
-        raise InputError(f"{run} has no checkpoint; it did not finish: train it anew")
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like
-    )
-    path = folder.absolute() / str(max(steps))
-    problem = ""
-    with _quiet_array_store():
-        try:
-            # The array store takes shapes that differ badly, so they are compared first.
-            if _shapes(ocp.metadata(str(path)).metadata) != _shapes(abstract):
-                problem = "it holds arrays of other shapes than the config asks for"
-            else:
-                return ocp.load(str(path), abstract)
-        except Exception as error:  # whatever a damaged file makes the array store raise
-            problem = _one_line(error)
-    raise InputError(f"{path} cannot be read ({problem}); train the run anew")
-
-
-def _shapes(state: PyTree) -> list[str]:
-    return sorted(f"{leaf.dtype}{leaf.shape}" for leaf in jax.tree.leaves(state))
+def _sum(summary: Json) -> str:
+    return hashlib.sha256(json.dumps(summary, sort_keys=True).encode()).hexdigest()
 
 
 def save_figure(run: Path, name: str, figure: "Figure") -> None:
@@ -151,25 +147,46 @@ def save_figure(run: Path, name: str, figure: "Figure") -> None:
             figure.savefig(stream, format="png", dpi=150)
 
 
+def write_bytes(file: Path, content: bytes) -> None:
+    """Writes `content`, and has it reach the disk before `file` is what was written."""
+    with _disk_errors(file), _replacing(file) as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_bytes(file: Path) -> bytes:
+    """The content of a plain file of at most LARGEST_FILE bytes."""
+    if file.exists() and not file.is_file():
+        raise InputError(f"{file} is no plain file; {REMEDY}")
+    with file.open("rb") as stream:
+        content = stream.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:
+        raise InputError(f"{file} has more than {LARGEST_FILE} bytes; {REMEDY}")
+    return content
+
+
+def _line(record: Json) -> str:
+    return json.dumps(_finite(record)) + "\n"
+
+
 def _write_json(file: Path, value: Json) -> None:
     fields = (f"  {json.dumps(key)}: {json.dumps(item)}" for key, item in _finite(value).items())
-    text = "{\n" + ",\n".join(fields) + "\n}\n"
-    with _disk_errors(file), _replacing(file) as stream:
-        stream.write(text.encode())
+    write_bytes(file, ("{\n" + ",\n".join(fields) + "\n}\n").encode())
 
 
 def _read_json(file: Path) -> Json:
     try:
-        value = json.loads(file.read_bytes())
+        value = json.loads(read_bytes(file))
     except FileNotFoundError:
         raise InputError(
             f"{file.parent} is no finished run: it has no {file.name}; "
             "name a folder that mnist-jax train made"
         ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}); train the run anew") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} cannot be read ({one_line(error)}); {REMEDY}") from None
     if not isinstance(value, dict):
-        raise InputError(f"{file} cannot be read: expected a JSON object; train the run anew")
+        raise InputError(f"{file} cannot be read: expected a JSON object; {REMEDY}")
     return value
 
 
@@ -189,39 +206,22 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _cannot_write(path, error) from None
+        raise cannot_write(path, error) from None
 
 
-def _cannot_write(path: Path, error: OSError | ValueError) -> InputError:
+def cannot_write(path: Path, error: Exception) -> InputError:
+    """The InputError that says why `path` could not be written, and what to do."""
     reason = error.strerror if isinstance(error, OSError) else None
     if number := re.search(r"os_error_code='(\d+)'", str(error)):  # from the array store
         reason = os.strerror(int(number[1]))
     full = reason in [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
     remedy = "free some space or choose another --out" if full else "choose another --out"
-    return InputError(f"cannot write {path}: {reason or _one_line(error)}; {remedy}")
+    return InputError(f"cannot write {path}: {reason or one_line(error)}; {remedy}")
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What `error` says, without its line breaks and at most 200 characters of it."""
     return " ".join(str(error).split())[:200]
-
-
-@contextmanager
-def _quiet_array_store() -> Iterator[None]:
-    """Keeps Orbax from logging what it raises, and the tasks it drops then from complaining."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-            gc.collect()  # now, not when someone listens again
-    finally:
-        sys.unraisablehook = hook
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _finite(value: Any) -> Any:

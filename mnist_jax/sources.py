@@ -1,56 +1,48 @@
 """Where a dataset's four arrays come from: a folder, a cache, the network, or scikit-learn.
 
-Downloads go through TensorFlow Datasets' download manager, which verifies checksums and needs no
-TensorFlow. Decoded arrays are cached, so that the next load only reads a file.
+Files of one's own may be anything, so each is bounded before it is unpacked and runs no code.
+Decoded downloads are cached, so that the next load only reads a file.
 """
 
-import gzip
+import io
 import math
 import os
 import sys
-import threading
-import urllib.error
-import urllib.request
 import zipfile
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from typing import IO
 
 import numpy as np
 from jaxtyping import UInt8
 
 from mnist_jax.config import InputError
-
-DATA_VARIABLE = "MNIST_JAX_DATA"
-"""The environment variable that names a data folder where no flag does."""
-
-IMPORTING = threading.Lock()
-"""For imports of large packages while other threads run: two threads that import parts of one
-package at the same time may find it half made."""
-
-LARGEST_FILE = 2**30
-"""Bytes, unpacked; EMNIST's largest file has about half of that."""
-
-REACH_SECONDS = 4.0
-"""How long a download server may take to answer before it counts as out of reach."""
-
-IDX_NAMES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
+from mnist_jax.download import (
+    DATA_VARIABLE,
+    IDX_NAMES,
+    IMPORTING,
+    cache_dir,
+    fetch,
+    is_intact,
+    published,
+    replacing,
 )
-"""The four files of a dataset, which may end in .gz."""
+
+LARGEST_DATASET = 2**30
+"""Bytes of the four arrays together; EMNIST's largest have 638 million.
+
+Reading takes at most three times as much memory: a file as it is, and twice what it unpacks to.
+"""
+
+LARGEST_DIRECTORY = 2**16
+"""Bytes of an npz file's list of contents; that of four arrays has some 250."""
 
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
-"""The same four arrays in Keras' mnist.npz."""
+"""The four arrays of IDX_NAMES in Keras' mnist.npz."""
 
 Arrays = tuple[np.ndarray, ...]
 """Training images and labels, test images and labels, as IDX_NAMES has them."""
-
-
-class DataUnavailable(InputError):
-    """The dataset is neither here nor within reach."""
 
 
 def parse_idx(content: bytes, source: object = "the file") -> UInt8[np.ndarray, "..."]:
@@ -80,9 +72,23 @@ def parse_idx(content: bytes, source: object = "the file") -> UInt8[np.ndarray, 
 
 
 def read_data_dir(name: str, path: Path) -> Arrays:
-    """The arrays of `name` from an npz file, or a folder that has one or the IDX files."""
-    if path.is_file():
-        return _read_npz(path)
+    """The arrays of `name` from an npz file, or a folder that has one or the IDX files.
+
+    Raises:
+        InputError: files that are missing, damaged, not `name`'s or too large.
+    """
+    try:
+        return _read_npz(path) if path.is_file() else _read_folder(name, path)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or path} cannot be read ({error.strerror}); check --data-dir or "
+            f"{DATA_VARIABLE}"
+        ) from None
+    except MemoryError:
+        raise InputError(f"{path} does not fit in memory; use a smaller dataset") from None
+
+
+def _read_folder(name: str, path: Path) -> Arrays:
     folder = path / name if (path / name).is_dir() else path
     if not folder.is_dir():
         raise InputError(f"data folder {path} does not exist; check --data-dir or {DATA_VARIABLE}")
@@ -97,10 +103,14 @@ def read_data_dir(name: str, path: Path) -> Arrays:
             )
     files = [file for file in found if file]
     if name in ("fashion_mnist", "kmnist") and all(file.suffix == ".gz" for file in files):
-        _fetch(name, manual_dir=folder)  # finds all there, verifies it and downloads nothing
+        if not all(map(is_intact, files, published(name))):
+            raise InputError(
+                f"{folder} does not hold {name}: its files have other checksums; put {name}'s "
+                f"into {folder / name}, or name another folder with --data-dir"
+            )
     elif name not in ("mnist", "local"):
         print(f"{folder}: {name}'s checksums here are unknown, not verified", file=sys.stderr)
-    return _upright(name, tuple(parse_idx(_read_bytes(file), file) for file in files))
+    return _decoded(name, files, _read_files(files))
 
 
 def _idx_names(name: str) -> list[str]:
@@ -110,20 +120,6 @@ def _idx_names(name: str) -> list[str]:
     return [prefix + idx_name.replace("t10k", "test") for idx_name in IDX_NAMES]
 
 
-def _upright(name: str, arrays: Arrays) -> Arrays:
-    """EMNIST's images lie transposed, and its letters count from 1."""
-    if not name.startswith("emnist/"):
-        return arrays
-    first = 1 if name == "emnist/letters" else 0
-    x_train, y_train, x_test, y_test = arrays
-    return (
-        np.ascontiguousarray(x_train.transpose(0, 2, 1)),
-        y_train - np.uint8(first),
-        np.ascontiguousarray(x_test.transpose(0, 2, 1)),
-        y_test - np.uint8(first),
-    )
-
-
 def _find(folder: Path, idx_name: str) -> Path | None:
     for file in (folder / idx_name, folder / f"{idx_name}.gz"):
         if file.is_file():
@@ -131,32 +127,65 @@ def _find(folder: Path, idx_name: str) -> Path | None:
     return None
 
 
-def _read_bytes(file: Path) -> bytes:
-    """The content of `file`, unpacked."""
-    try:
+def _decoded(name: str, sources: Sequence[object], contents: Sequence[bytes]) -> Arrays:
+    """The arrays in four IDX files; EMNIST's images lie transposed, its letters count from 1."""
+    arrays = tuple(map(parse_idx, contents, sources))
+    if not name.startswith("emnist/"):
+        return arrays
+    first = np.uint8(name == "emnist/letters")
+    return tuple(
+        np.ascontiguousarray(array.transpose(0, 2, 1)) if array.ndim == 3 else array - first
+        for array in arrays
+    )
+
+
+def _too_large(source: object) -> InputError:
+    return InputError(
+        f"{source} makes more than {LARGEST_DATASET} bytes of data; it is no such dataset"
+    )
+
+
+def _read_files(files: Sequence[Path]) -> list[bytes]:
+    """What `files` hold, unpacked: together no more than LARGEST_DATASET bytes."""
+    contents: list[bytes] = []
+    room = LARGEST_DATASET
+    for file in files:
         with file.open("rb") as stream:
-            content = stream.read(LARGEST_FILE + 1)
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror}); check it") from None
-    if file.suffix == ".gz":
-        # In one call, which lets other threads run; the gzip module would ask for each block.
-        unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-        try:
-            content = unpacker.decompress(content, LARGEST_FILE + 1)
-        except zlib.error as error:
-            raise InputError(f"{file} is truncated or damaged ({error}); get it again") from None
-        if len(content) <= LARGEST_FILE and (not unpacker.eof or unpacker.unused_data):
-            raise InputError(f"{file} is truncated or damaged; get it again")
-    if len(content) > LARGEST_FILE:
-        raise InputError(f"{file} holds more than {LARGEST_FILE} bytes; it is no such dataset")
-    return content
+            content = stream.read(LARGEST_DATASET + 1)
+        contents.append(_unpacked(content, file, room) if file.suffix == ".gz" else content)
+        room -= len(contents[-1])
+        if room < 0:
+            raise _too_large(file)
+    return contents
+
+
+def _unpacked(content: bytes, source: object, room: int) -> bytes:
+    """The gzipped `content`, which may take `room` bytes."""
+    # In one call, which lets other threads run; the gzip module would ask for each block.
+    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        unpacked = unpacker.decompress(content, room + 1)
+    except zlib.error as error:
+        raise InputError(f"{source} is truncated or damaged ({error}); get it again") from None
+    if len(unpacked) > room:
+        raise _too_large(source)
+    if not unpacker.eof or unpacker.unused_data:
+        raise InputError(f"{source} is truncated or damaged; get it again")
+    return unpacked
 
 
 def _read_npz(file: Path) -> Arrays:
     """The four arrays of a file like Keras' mnist.npz."""
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return tuple(archive[key] for key in NPZ_KEYS)
+        with file.open("rb") as stream:
+            _require_short_directory(stream)
+            with zipfile.ZipFile(stream) as archive:
+                return tuple(
+                    np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+                    for content in _members(archive, [f"{key}.npy" for key in NPZ_KEYS])
+                )
+    except InputError:
+        raise
     except Exception as error:  # many kinds, and NumPy's advice is to load what is not safe
         raise InputError(
             f"{file} is no npz file of plain arrays {', '.join(NPZ_KEYS)} "
@@ -164,12 +193,39 @@ def _read_npz(file: Path) -> Arrays:
         ) from None
 
 
+def _require_short_directory(stream: IO[bytes]) -> None:
+    """Raises BadZipFile where a zip file's list of contents, which is read whole, is long.
+
+    Source: APPNOTE.TXT 4.3.15 and 4.3.16, the two records that end a zip file.
+    """
+    stream.seek(-42, os.SEEK_END)
+    tail = stream.read(42)
+    size = int.from_bytes(tail[32:36], "little")
+    if tail[:4] == b"PK" or tail[20:24] != b"PK" or size > LARGEST_DIRECTORY:
+        raise zipfile.BadZipFile
+
+
+def _members(archive: zipfile.ZipFile, names: Sequence[str]) -> Iterator[bytes]:
+    """What `archive` holds under `names`: no more than it declares, nor than LARGEST_DATASET.
+
+    Raises:
+        zipfile.BadZipFile: a member is damaged, there twice, or packed in a way without bounds.
+    """
+    members = [archive.getinfo(name) for name in names]
+    if sum(member.file_size for member in members) > LARGEST_DATASET:
+        raise _too_large(archive.filename)
+    for member in members:
+        plain = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        if not plain or archive.namelist().count(member.filename) > 1:
+            raise zipfile.BadZipFile
+        with archive.open(member) as stream:
+            content = stream.read(member.file_size)  # without a number it unpacks all there is
+        if len(content) != member.file_size:
+            raise zipfile.BadZipFile
+        yield content
+
+
 # From the network, through a cache
-
-
-def cache_dir() -> Path:
-    """Where decoded datasets and compiled programs are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mnist_jax"
 
 
 def _cache_file(name: str) -> Path:
@@ -178,7 +234,7 @@ def _cache_file(name: str) -> Path:
 
 def read_cache(name: str) -> Arrays | None:
     """What `download` kept of `name`, if it did."""
-    if not _cache_file(name).exists():
+    if not _cache_file(name).is_file():
         return None
     try:
         return _read_npz(_cache_file(name))
@@ -188,99 +244,28 @@ def read_cache(name: str) -> Arrays | None:
 
 
 def download(name: str) -> Arrays:
-    """Fetches, verifies, decodes and caches `name`."""
-    paths = _fetch(name)
+    """Fetches, decodes and caches `name`.
+
+    Raises:
+        DataUnavailable: see `fetch`.
+    """
+    paths, idx_names = fetch(name), _idx_names(name)
     if name.startswith("emnist/"):
         with zipfile.ZipFile(paths[0]) as archive:
-            members = [f"gzip/{idx_name}.gz" for idx_name in _idx_names(name)]
-            contents = [gzip.decompress(archive.read(member)) for member in members]
+            packed = _members(archive, [f"gzip/{idx_name}.gz" for idx_name in idx_names])
+            contents = [
+                _unpacked(content, idx_name, LARGEST_DATASET)
+                for content, idx_name in zip(packed, idx_names, strict=True)
+            ]
     else:
-        contents = [_read_bytes(path) for path in paths]
-    sources = [f"{name}'s {idx_name}" for idx_name in _idx_names(name)]
-    arrays = _upright(name, tuple(map(parse_idx, contents, sources)))
-    temporary = _cache_file(name).with_suffix(f".{os.getpid()}.tmp.npz")
+        contents = _read_files(paths)
+    arrays = _decoded(name, [f"{name}'s {idx_name}" for idx_name in idx_names], contents)
     try:
-        np.savez(temporary, **dict(zip(NPZ_KEYS, arrays, strict=True)))
-        temporary.replace(_cache_file(name))
+        with replacing(_cache_file(name)) as stream:
+            np.savez(stream, **dict(zip(NPZ_KEYS, arrays, strict=True)))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         print(f"{name} could not be cached in {cache_dir()}: {error.strerror}", file=sys.stderr)
     return arrays
-
-
-def _fetch(name: str, manual_dir: Path | None = None) -> list[Path]:
-    """Paths of the files of `name` as they are published, checksums verified.
-
-    Those that lie in `manual_dir` are taken from there.
-    """
-    with IMPORTING:
-        import tensorflow_datasets as tfds  # half a second, and needed once
-        from tensorflow_datasets.core.download import download_manager
-
-    builders = tfds.image_classification
-    builder, _, split = name.partition("/")
-    if split:
-        urls = [builders.EMNIST.URL]
-    else:
-        url = {
-            "mnist": builders.MNIST.URL,
-            "fashion_mnist": builders.FashionMNIST.URL,
-            "kmnist": builders.KMNIST.URL,
-        }[builder]
-        urls = [urljoin(url, f"{idx_name}.gz") for idx_name in IDX_NAMES]
-    if manual_dir is None:
-        _require_reachable(name, urls[0])
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
-    try:
-        manager = tfds.download.DownloadManager(
-            download_dir=cache_dir() / "downloads",
-            manual_dir=manual_dir,
-            dataset_name=builder,
-            force_checksums_validation=True,
-        )
-        return [Path(manager.download(url)) for url in urls]
-    except download_manager.NonMatchingChecksumError as error:
-        if manual_dir:
-            raise InputError(
-                f"{manual_dir} does not hold {name}: its files have other checksums; put {name}'s "
-                f"into {manual_dir / name}, or name another folder with --data-dir"
-            ) from None
-        shown = " ".join(str(error).split())
-        raise DataUnavailable(f"{name} came damaged, try again: {shown}") from None
-    except (tfds.download.DownloadError, OSError) as error:
-        raise DataUnavailable(_UNAVAILABLE.format(name=name, error=error)) from None
-
-
-_UNAVAILABLE = (
-    "{name} could not be downloaded ({error}); connect to the network, or put its files in a "
-    f"folder and name it with --data-dir or {DATA_VARIABLE}"
-)
-
-
-def _require_reachable(name: str, url: str) -> None:
-    """Raises DataUnavailable within REACH_SECONDS where `url` does not answer.
-
-    The download manager itself tries for minutes. The thread bounds slow name look-ups too.
-    """
-    problem: list[object] = [f"no answer within {REACH_SECONDS:.0f} s"]
-
-    def ask() -> None:
-        request = urllib.request.Request(url, method="HEAD")
-        try:
-            urllib.request.urlopen(request, timeout=REACH_SECONDS).close()
-            problem.clear()
-        except urllib.error.URLError as error:
-            problem[:] = [error.reason]
-        except OSError as error:
-            problem[:] = [error]
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(REACH_SECONDS)
-    if problem:
-        error = f"{urlsplit(url).hostname}: {problem[0]}"
-        raise DataUnavailable(_UNAVAILABLE.format(name=name, error=error))
 
 
 # Embedded

@@ -46,6 +46,7 @@ class Metrics(NamedTuple):
 
     loss: Float[Array, ""]  # mean over the images
     errors: Int[Array, ""]  # images misread
+    finite: Int[Array, ""]  # steps before the first whose loss is no finite number
 
 
 class Evaluation(NamedTuple):
@@ -140,7 +141,8 @@ def train_step(
     updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     errors = jnp.sum(jnp.argmax(logits, axis=-1) != labels)
-    return TrainState(params, model_state, opt_state, state.step + 1), Metrics(loss, errors)
+    metrics = Metrics(loss, errors, jnp.isfinite(loss).astype(jnp.int32))
+    return TrainState(params, model_state, opt_state, state.step + 1), metrics
 
 
 @partial(jax.jit, static_argnames=("recipe", "batch_size"))
@@ -149,7 +151,8 @@ def train_epoch(
 ) -> tuple[TrainState, Metrics]:
     """One pass over the images in a fresh order, as one scan.
 
-    Returns the state after it, and the mean loss and the count of errors along the way.
+    Returns the state after it, and the mean loss, the count of errors and the count of steps before
+    the first loss that is no finite number.
     """
     images, labels = examples
     steps = steps_per_epoch(len(labels), batch_size)
@@ -162,7 +165,8 @@ def train_epoch(
         return train_step(recipe, state, images[batch], labels[batch], key)
 
     state, metrics = jax.lax.scan(step, state, order.reshape(steps, batch_size))
-    return state, Metrics(metrics.loss.mean(), metrics.errors.sum())
+    finite = jnp.cumprod(metrics.finite).sum()
+    return state, Metrics(metrics.loss.mean(), metrics.errors.sum(), finite)
 
 
 @partial(jax.jit, static_argnames="recipe")

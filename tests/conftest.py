@@ -47,6 +47,35 @@ def digits():
     return data.load("digits")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--rounds", type=int, default=3, help="how often the tests of faults repeat")
+
+
+@pytest.fixture
+def rounds(request) -> int:
+    return request.config.getoption("rounds")
+
+
+TALLY: dict[str, dict[str, int]] = {}
+
+
+def tally(kind: str, **counts: int) -> None:
+    """Adds to the table that ends a round of faults."""
+    row = TALLY.setdefault(kind, {"rounds": 0, "faults": 0, "lost": 0})
+    for name, count in counts.items():
+        row[name] += count
+
+
+def pytest_terminal_summary(terminalreporter):
+    if TALLY:
+        terminalreporter.section("faults")
+        terminalreporter.write_line(f"{'':24} rounds  faults  survived  lost")
+    for kind, row in TALLY.items():
+        survived = row["faults"] - row["lost"]
+        counts = f"{row['rounds']:6}  {row['faults']:6}  {survived:8}  {row['lost']:4}"
+        terminalreporter.write_line(f"{kind:24} {counts}")
+
+
 def tiny_arrays(train=40, test=20, height=3, width=2, classes=3):
     """Arrays of a data set that anyone can read: pixel values random, labels 0 1 2 0 1 2 ..."""
     random = np.random.default_rng(0)

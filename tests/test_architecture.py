@@ -15,21 +15,35 @@ PACKAGE = Path(mnist_jax.__file__).parent
 # What each module may import.
 ALLOWED = {
     "config": set(),
+    "compiled": {"download"},
+    "environment": set(),
     "preprocess": set(),
     "photo": {"config"},
-    "sources": {"config"},
+    "download": {"config"},
+    "sources": {"config", "download"},
     "rundir": {"config"},
+    "checkpoint": {"config", "rundir"},
     "progress": set(),
+    "interrupts": {"progress"},
     "prng": set(),
     "plots": {"preprocess"},
-    "data": {"config", "sources"},
+    "data": {"config", "download", "sources"},
     "model": {"config", "preprocess"},
     "optim": {"config"},
     "train": {"config", "data", "model", "optim", "preprocess"},
     "population": {"data", "preprocess", "prng", "train"},
-    "report": {"config", "data", "plots", "population", "preprocess", "rundir", "train"},
-    "fit": {"config", "data", "population", "progress", "report", "rundir", "train"},
-    "cli": {"config", "data", "fit", "photo", "plots", "report", "rundir", "sources"},
+    "report": {
+        *("checkpoint", "config", "data", "plots", "population", "preprocess", "rundir", "train")
+    },
+    "keeper": {"checkpoint", "config", "environment", "progress", "report", "rundir", "train"},
+    "fit": {
+        *("checkpoint", "config", "data", "environment", "interrupts", "keeper", "optim"),
+        *("population", "progress", "report", "rundir", "train"),
+    },
+    "cli": {
+        *("compiled", "config", "data", "download", "fit", "interrupts", "photo", "plots"),
+        *("report", "rundir"),
+    },
 }
 
 

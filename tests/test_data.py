@@ -49,10 +49,10 @@ def test_local_needs_a_folder():
 
 @pytest.fixture
 def offline(monkeypatch):
-    def unreachable(name, url):
-        raise sources.DataUnavailable(f"{name} could not be downloaded")
+    def unreachable(name):
+        raise data.DataUnavailable(f"{name} could not be downloaded")
 
-    monkeypatch.setattr(sources, "_require_reachable", unreachable)
+    monkeypatch.setattr(sources, "fetch", unreachable)
 
 
 def test_auto_falls_back_unmissably(offline, capsys):

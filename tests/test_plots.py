@@ -76,6 +76,14 @@ def test_curves_show_means_bands_and_the_test_result(validation):
     assert "2 seeds" in figure.get_suptitle()
 
 
+def test_a_network_that_diverged_takes_no_part_in_the_mean_loss():
+    records, summary = metrics(2, False), {**SUMMARY, "test_loss": [0.6, None]}
+    records[1]["train_loss"][1] = records[2]["train_loss"][1] = None
+    (loss, _) = plots.curves(records, summary).axes
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), [1.05, 0.5, 1 / 3])
+    assert loss.lines[-1].get_xydata().tolist() == [[3, 0.6]]
+
+
 def test_confusion_counts_stand_in_their_cells():
     counts = np.array([[50, 1, 0], [0, 40, 7], [0, 0, 30]])
     figure = plots.confusion(counts, NAMES)

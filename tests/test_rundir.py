@@ -1,9 +1,7 @@
 import json
 import math
+import os
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -13,31 +11,20 @@ from mnist_jax.config import InputError
 
 def test_what_is_written_is_read_back(tmp_path):
     run = tmp_path / "deep" / "run"
-    rundir.create(run, {"a": [1, 2], "b": None})
+    run.mkdir(parents=True)
+    rundir.write_config(run, {"a": [1, 2], "b": None})
     assert rundir.read_config(run) == {"a": [1, 2], "b": None}
     rundir.append_metrics(run, {"epoch": 1, "loss": [0.5]})
     rundir.append_metrics(run, {"epoch": 2, "loss": [math.nan]})
     assert rundir.read_metrics(run) == [{"epoch": 1, "loss": [0.5]}, {"epoch": 2, "loss": [None]}]
+    rundir.write_metrics(run, [{"epoch": 1, "loss": [math.inf]}])
+    assert rundir.read_metrics(run) == [{"epoch": 1, "loss": [None]}]
     rundir.write_summary(run, {"x": math.inf})
     assert rundir.read_summary(run) == {"x": None}
     for file in run.iterdir():  # every line is JSON that any reader takes
         text = file.read_text()
         for part in [text] if file.suffix == ".json" else text.splitlines():
             json.loads(part, parse_constant=lambda word: pytest.fail(word))
-
-
-def test_a_checkpoint_keeps_every_bit(tmp_path):
-    rundir.create(tmp_path / "run", {})
-    state = {
-        "weights": jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32),
-        "state": (jnp.int32(7), [jnp.zeros(1), jnp.uint8(255)], {}),
-    }
-    rundir.save_checkpoint(tmp_path / "run", 3, state)
-    later = jax.tree.map(lambda leaf: leaf + leaf.dtype.type(1), state)
-    rundir.save_checkpoint(tmp_path / "run", 12, later)
-    found = rundir.load_checkpoint(tmp_path / "run", jax.eval_shape(lambda: state))
-    assert jax.tree.structure(found) == jax.tree.structure(later)
-    jax.tree.map(np.testing.assert_array_equal, found, later)
 
 
 @pytest.mark.parametrize("kind", ["file", "full folder"])
@@ -48,20 +35,42 @@ def test_what_exists_is_not_overwritten(tmp_path, kind):
     else:
         run.mkdir()
         (run / "precious").touch()
-    for attempt in (rundir.require_free, lambda run: rundir.create(run, {})):
-        with pytest.raises(InputError, match="run exists already; choose another --out"):
-            attempt(run)
+    with pytest.raises(InputError, match="run exists already and is no run; choose another --out"):
+        rundir.require_free(run, resume=True)
 
 
-def test_an_empty_folder_will_do(tmp_path):
-    rundir.create(tmp_path, {"a": 1})
-    assert rundir.read_config(tmp_path) == {"a": 1}
+def test_a_run_is_not_overwritten_but_may_be_resumed(tmp_path):
+    rundir.write_config(tmp_path, {})
+    with pytest.raises(InputError, match="exists already; choose another --out, or add --resume"):
+        rundir.require_free(tmp_path)
+    rundir.require_free(tmp_path, resume=True)
+
+
+def test_an_empty_folder_will_do_and_one_that_stays_empty_goes(tmp_path):
+    rundir.require_free(tmp_path)
+    for run in (tmp_path, tmp_path / "deep" / "run"):
+        with rundir.claimed(run):
+            assert run.is_dir()
+    assert tmp_path.is_dir()
+    assert not (tmp_path / "deep" / "run").exists()
+    with rundir.claimed(tmp_path / "kept"):
+        rundir.write_config(tmp_path / "kept", {})
+    assert rundir.read_config(tmp_path / "kept") == {}
+
+
+def test_a_folder_in_use_is_refused_until_it_is_left(tmp_path):
+    with rundir.claimed(tmp_path):
+        for _ in range(2):
+            with pytest.raises(InputError, match="in use by another process"):
+                rundir.claimed(tmp_path).__enter__()
+    with rundir.claimed(tmp_path):
+        pass
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot write .*: Not a directory"):
-        rundir.create(tmp_path / "file" / "run", {})
+        rundir.claimed(tmp_path / "file" / "run").__enter__()
 
 
 def full_disk(*_, **__):
@@ -70,8 +79,11 @@ def full_disk(*_, **__):
 
 def test_a_full_disk_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.replace", full_disk)
-    with pytest.raises(InputError, match=r"config.json: No space left on device"):
-        rundir.create(tmp_path / "run", {})
+    with (
+        pytest.raises(InputError, match=r"config.json: No space left on device"),
+        rundir.claimed(tmp_path / "run"),
+    ):
+        rundir.write_config(tmp_path / "run", {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -98,13 +110,11 @@ def test_folders_that_are_no_run(tmp_path):
         rundir.read_config(tmp_path / "none")
     with pytest.raises(InputError, match=r"it has no config.json"):
         rundir.read_config(tmp_path)
-    with pytest.raises(InputError, match="has no checkpoint"):
-        rundir.load_checkpoint(tmp_path, {})
     with pytest.raises(InputError, match=r"metrics.jsonl cannot be read"):
         rundir.read_metrics(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", 10**6 * b"["])
 def test_a_damaged_json_file_is_named(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(InputError, match=r"config.json cannot be read") as caught:
@@ -112,20 +122,18 @@ def test_a_damaged_json_file_is_named(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    state = {"weights": jnp.arange(1000.0)}
-    rundir.save_checkpoint(tmp_path, 1, state)
-    for file in (tmp_path / "checkpoints").rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(InputError, match="checkpoints/1 cannot be read") as caught:
-        rundir.load_checkpoint(tmp_path, state)
-    assert "\n" not in str(caught.value)
+def test_what_is_no_plain_file_is_not_opened(tmp_path):
+    """A pipe would wait for its other end, and /dev/zero never ends."""
+    os.mkfifo(tmp_path / "config.json")
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"config.json is no plain file"):
+        rundir.read_config(tmp_path)
+    with pytest.raises(InputError, match=r"metrics.jsonl is no plain file"):
+        rundir.read_metrics(tmp_path)
 
 
-def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
-    rundir.save_checkpoint(tmp_path, 1, {"weights": jnp.arange(4.0)})
-    with pytest.raises(InputError, match="arrays of other shapes"):
-        rundir.load_checkpoint(tmp_path, {"weights": jnp.arange(5.0)})
-    with pytest.raises(InputError, match="cannot be read"):
-        rundir.load_checkpoint(tmp_path, {"biases": jnp.arange(4.0)})
+def test_a_file_beyond_the_limit_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(rundir, "LARGEST_FILE", 10)
+    (tmp_path / "config.json").write_text('{"a": 12345}')
+    with pytest.raises(InputError, match="more than 10 bytes"):
+        rundir.read_config(tmp_path)

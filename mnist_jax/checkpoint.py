@@ -1,0 +1,178 @@
+"""Checkpoints: all that a run needs to go on, in a folder that is whole or absent.
+
+    RUN/checkpoints/N/arrays/        the state of all seeds after step N, as Orbax writes it
+    RUN/checkpoints/N/config.json    the run's own, as it was then
+    RUN/checkpoints/N/metrics.jsonl
+    RUN/checkpoints/N/SHA256SUMS     of all of these, as sha256sum(1) writes and checks them
+
+A checkpoint is made under another name and renamed, the older ones are removed after that, and
+nothing but a hash function reads a file whose sum is not yet found right.
+"""
+
+import gc
+import hashlib
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mnist_jax import rundir
+from mnist_jax.config import InputError
+from mnist_jax.rundir import Json
+
+PyTree = Any
+
+SUMS = "SHA256SUMS"
+
+ROOM = 2**18
+"""Bytes that a checkpoint takes at most beside its arrays, metrics of many epochs aside."""
+
+
+def save(
+    run: Path, step: int, state: PyTree, config: Json, records: list[Json], keep: int = 1
+) -> None:
+    """Writes the checkpoint of `step`, then removes all but the newest `keep`.
+
+    `state` is a pytree of NumPy arrays.
+
+    Raises:
+        InputError: the disk is full or not to be written to, and all is as it was before.
+    """
+    from orbax.checkpoint import v1 as ocp  # a quarter of a second
+
+    folder = run / "checkpoints"
+    new = folder / f".{step}.tmp"
+    problem = None
+    with _quiet_array_store():
+        try:
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir(parents=True)
+            _require_room(new, sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + ROOM)
+            context = ocp.Context()
+            # Then no array takes more memory than its file takes on the disk.
+            context.array.saving.use_compression = False
+            with context:
+                ocp.save(str(new.absolute() / "arrays"), state)
+            rundir.write_config(new, config)
+            rundir.write_metrics(new, records)
+            rundir.write_bytes(new / SUMS, _sums(new))
+            new.rename(folder / str(step))
+        except Exception as error:  # the array store has many kinds
+            problem = error if isinstance(error, InputError) else rundir.cannot_write(folder, error)
+            gc.collect()  # now, not when someone listens again
+    if problem:
+        shutil.rmtree(new, ignore_errors=True)
+        raise problem
+    for old in all_of(run)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def all_of(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, newest first."""
+    found = [path for path in (run / "checkpoints").glob("*") if path.name.isdecimal()]
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file of a checkpoint is as it was written.
+
+    Raises:
+        InputError: the disk does not say.
+    """
+    try:
+        return rundir.read_bytes(folder / SUMS) == _sums(folder)
+    except (InputError, FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}); check the disk") from None
+
+
+def remove_after(run: Path, folder: Path | None) -> None:
+    """Removes checkpoints newer than `folder`, or all of them, and what is half written."""
+    step = int(folder.name) if folder else -1
+    for path in (run / "checkpoints").glob("*"):
+        if not path.name.isdecimal() or int(path.name) > step:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def load(folder: Path, like: PyTree) -> PyTree:
+    """The state of a whole checkpoint, on the device, in the structure and shapes of `like`.
+
+    It takes no more memory than the files of `folder` take on the disk, twice.
+
+    Raises:
+        InputError: it holds other arrays.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    path = folder / "arrays"
+    # One zero each, which all entries share.
+    wanted = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), like)
+    problem = ""
+    with _quiet_array_store():
+        try:
+            found = ocp.metadata(str(path.absolute())).metadata
+            on_disk = sum(file.stat().st_size for file in path.rglob("*"))
+            # The array store takes shapes that differ badly, so they are compared first.
+            if _shapes(found) != _shapes(wanted):
+                problem = "it holds arrays of other shapes than the config asks for"
+            elif sum(leaf.nbytes for leaf in jax.tree.leaves(wanted)) > on_disk:
+                problem = "its files are smaller than its arrays"
+            else:
+                return jax.device_put(ocp.load(str(path.absolute()), wanted))
+        except Exception as error:  # whatever a strange file makes the array store raise
+            problem = rundir.one_line(error)
+        gc.collect()  # now, not when someone listens again
+    raise InputError(f"{folder} cannot be used ({problem}); {rundir.REMEDY}")
+
+
+def _require_room(folder: Path, size: int) -> None:
+    """Raises OSError where a full disk or a quota leaves no room for `size` bytes.
+
+    Where the array store finds that out, its threads print tracebacks that nothing can catch.
+    """
+    if hasattr(os, "posix_fallocate"):  # everywhere but on macOS and Windows
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            os.posix_fallocate(stream.fileno(), 0, size)
+
+
+def _shapes(state: PyTree) -> list[str]:
+    return sorted(f"{leaf.dtype}{tuple(leaf.shape)}" for leaf in jax.tree.leaves(state))
+
+
+def _sums(folder: Path) -> bytes:
+    """The SHA-256 of every file in `folder`, a line each."""
+    lines = []
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file != folder / SUMS:
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            lines.append(f"{digest}  {file.relative_to(folder).as_posix()}\n")
+    return "".join(lines).encode()
+
+
+@contextmanager
+def _quiet_array_store() -> Iterator[None]:
+    """Keeps Orbax from logging what it raises, and the tasks it drops then from complaining."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.unraisablehook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

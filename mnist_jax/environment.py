@@ -1,0 +1,56 @@
+"""What else decides the last digits of a run, beside its config, its data and this code."""
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+
+VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
+OPTIONS = ("jax_enable_x64", "jax_default_matmul_precision")
+
+
+def environment() -> dict[str, Any]:
+    """The versions, the device and the flags that a run is computed with, as JSON."""
+    flags = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    options = {name: getattr(jax.config, name) for name in OPTIONS}
+    return {
+        **{"versions": versions(), "device": device_name(), "processor": _processor()},
+        "flags": {**flags, **{name: value for name, value in options.items() if value}},
+    }
+
+
+def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """How the environment `now` differs from that of `then`, in words."""
+    old, new = ({**each["versions"], **each["flags"], **each} for each in (then, now))
+    names = [name for name in {**old, **new} if name not in ("versions", "flags")]
+    pairs = [(name, old.get(name), new.get(name)) for name in names]
+    return [f"{name} was {was} and is {is_now}" for name, was, is_now in pairs if was != is_now]
+
+
+def device_name() -> str:
+    """The device that runs, in words."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return f"CPU ({platform.machine()}, {os.cpu_count()} cores)"
+    return device.device_kind
+
+
+def versions() -> dict[str, str]:
+    """Of Python, and of the packages that compute."""
+    packages = ("mnist_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+    found = {package: importlib.metadata.version(package) for package in packages}
+    return {"python": platform.python_version(), **found}
+
+
+def _processor() -> str:
+    """The model of the CPU: programs are compiled for it, where the device is one."""
+    if jax.default_backend() != "cpu":
+        return ""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "")

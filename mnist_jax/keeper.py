@@ -1,0 +1,166 @@
+"""What a run writes while it trains, where that goes when the disk fails, and the way back."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mnist_jax import checkpoint, rundir
+from mnist_jax.config import Config, InputError, Rescued, Saving, differences
+from mnist_jax.environment import changes
+from mnist_jax.progress import say
+from mnist_jax.report import parse_config
+from mnist_jax.rundir import Json
+from mnist_jax.train import TrainState
+
+
+def way_back(out: Path, config: Config, about: Json) -> tuple[Path | None, Json]:
+    """The checkpoint from which the run in `out` goes on, if one is whole, and its config.json.
+
+    Checkpoints that are damaged are removed.
+
+    Raises:
+        InputError: the run is another one than `config` and `about`, its config.json, describe.
+    """
+    for folder in checkpoint.all_of(out):
+        if checkpoint.is_whole(folder):
+            break
+        say(f"{folder} is damaged and left out")
+    else:
+        folder = None
+    kept = rundir.read_config(folder or out)
+    then, _ = parse_config(kept, folder or out)
+    differing = differences(then, config)
+    if not differing and kept["data"] != about["data"]:
+        differing = ["the images or labels are others"]
+    if differing:
+        raise InputError(
+            f"{out} is another run: {'; '.join(differing)}. Repeat the options of that run, or "
+            "choose another --out"
+        )
+    checkpoint.remove_after(out, folder)
+    if not folder:
+        say(f"{out} has no whole checkpoint: it starts from the beginning")
+        return None, about
+    if differing := changes(kept["environment"], about["environment"]):
+        say(f"{'; '.join(differing)}: the last digits may differ from an uninterrupted run's")
+    return folder, {**kept, "data_dir": about["data_dir"]}
+
+
+class Keeper:
+    """Keeps a run in its folder; used in a `with` statement, which waits for what is being written.
+
+    Where the disk fails it warns, and tries again after the next epoch. At the end the whole run
+    goes to another folder if it has to, and `run` is that folder then.
+    """
+
+    def __init__(self, run: Path, config: Json, saving: Saving, records: list[Json]) -> None:
+        self.run, self.config, self.saving, self.records = run, config, saving, records
+        self.failure: InputError | None = None  # why `run` is not the folder that was asked for
+        self.lost: Rescued | None = None
+        rundir.write_config(run, config)
+        rundir.write_metrics(run, records)
+        self._lines = len(records)  # of metrics.jsonl
+        self._last_checkpoint = time.monotonic(), len(records)
+        self._pool = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> "Keeper":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def epoch_done(self, record: Json, states: TrainState) -> None:
+        """Writes the line of an epoch, and begins a checkpoint where one is due.
+
+        Training waits for a copy of `states`; another thread writes it. At most one is being
+        written.
+        """
+        self.records.append(record)
+        try:
+            self._write_metrics(self.run)
+            if self._writing and self._writing.done():
+                self._wait()
+        except InputError as error:
+            say(f"{error}. Training goes on, and will try again")
+        now, epoch = time.monotonic(), len(self.records)
+        minutes, epochs = (now - self._last_checkpoint[0]) / 60, epoch - self._last_checkpoint[1]
+        due = minutes >= self.saving.checkpoint_minutes or epochs >= self.saving.checkpoint_epochs
+        if due and not self._writing:
+            self._last_checkpoint = now, epoch
+            copy = jax.tree.map(np.array, states)  # training overwrites the original
+            self._writing = self._pool.submit(self._checkpoint, self.run, copy, epoch)
+
+    def training_done(self, states: TrainState) -> None:
+        """Writes the last checkpoint; where it cannot be written anywhere, `lost` says why."""
+        self._states = jax.tree.map(np.asarray, states)
+        try:
+            self._wait()
+        except InputError as error:
+            say(str(error))
+        try:
+            self.keep(self._write_all)
+        except Rescued as error:
+            self.lost = error
+
+    def keep(self, write: Callable[[Path], object]) -> None:
+        """Has `write` write to the run's folder, or to another that then holds all of the run.
+
+        Raises:
+            Rescued: neither can be written to.
+        """
+        try:
+            write(self.run)
+        except InputError as error:
+            if self.failure:
+                raise Rescued(self.run, f"{error}; what is there already is whole") from None
+            self.failure = error
+            self.run = self._other_folder(error)
+            self.keep(write)
+
+    def _write_all(self, run: Path) -> None:
+        rundir.write_config(run, self.config)
+        self._write_metrics(run)
+        step = int(self._states.step[0])
+        if not (run / "checkpoints" / str(step)).exists():
+            self._checkpoint(run, self._states, len(self.records))
+
+    def _other_folder(self, failure: InputError) -> Path:
+        """A new folder, on another disk as it may be, with all of the run so far."""
+        problem: Exception = failure
+        for parent in (None, Path.home()):  # None is the folder for temporary files
+            folder = None
+            try:
+                folder = Path(tempfile.mkdtemp(prefix=f"mnist_jax-{self.run.name}-", dir=parent))
+                self._lines = 0
+                self._write_all(folder)
+                return folder
+            except (OSError, InputError) as error:
+                problem = error
+                if folder:
+                    shutil.rmtree(folder, ignore_errors=True)
+        raise Rescued(None, f"{failure}. The run is lost, as nothing else worked either: {problem}")
+
+    def _write_metrics(self, run: Path) -> None:
+        if self._lines == len(self.records) - 1:
+            rundir.append_metrics(run, self.records[-1])
+        elif self._lines < len(self.records):
+            rundir.write_metrics(run, self.records)
+        self._lines = len(self.records)
+
+    def _checkpoint(self, run: Path, states: TrainState, epoch: int) -> None:
+        step, records = int(states.step[0]), self.records[:epoch]
+        keep = self.saving.keep_checkpoints
+        checkpoint.save(run, step, states, self.config, records, keep)
+
+    def _wait(self) -> None:
+        """Raises what the thread that writes checkpoints raised, if it did."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
