@@ -9,6 +9,7 @@ to the end of the last. Ratios are taken within a round; the median of all round
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -59,8 +60,10 @@ def measured(rounds: int, epochs: int) -> dict[str, list[float]]:
     """Seconds an epoch of each setting, a number a round."""
     seconds: dict[str, list[float]] = {name: [] for name in SETTINGS}
     for number in range(rounds):
-        for name, flags in SETTINGS.items():
-            seconds[name].append(seconds_per_epoch(epochs, flags))
+        turn = number % len(SETTINGS)
+        for name in [*SETTINGS, *SETTINGS][turn : turn + len(SETTINGS)]:
+            os.sync()  # what the last run wrote is not this one's burden
+            seconds[name].append(seconds_per_epoch(epochs, SETTINGS[name]))
             print(f"round {number + 1}, {name}: {seconds[name][-1]:.4f} s an epoch", flush=True)
     return seconds
 

@@ -66,6 +66,7 @@ def save(
             rundir.write_metrics(new, records)
             rundir.write_bytes(new / SUMS, _sums(new))
             new.rename(folder / str(step))
+            _sync(folder)
         except Exception as error:  # the array store has many kinds
             problem = error if isinstance(error, InputError) else rundir.cannot_write(folder, error)
             gc.collect()  # now, not when someone listens again
@@ -79,7 +80,7 @@ def save(
 def all_of(run: Path) -> list[Path]:
     """The folders of a run's checkpoints, newest first."""
     found = [path for path in (run / "checkpoints").glob("*") if path.name.isdecimal()]
-    return sorted(found, key=lambda path: int(path.name), reverse=True)
+    return sorted(filter(Path.is_dir, found), key=lambda path: int(path.name), reverse=True)
 
 
 def is_whole(folder: Path) -> bool:
@@ -96,12 +97,15 @@ def is_whole(folder: Path) -> bool:
         raise InputError(f"{folder} cannot be read ({error.strerror}); check the disk") from None
 
 
-def remove_after(run: Path, folder: Path | None) -> None:
-    """Removes checkpoints newer than `folder`, or all of them, and what is half written."""
-    step = int(folder.name) if folder else -1
-    for path in (run / "checkpoints").glob("*"):
-        if not path.name.isdecimal() or int(path.name) > step:
-            shutil.rmtree(path, ignore_errors=True)
+def clear(run: Path, folder: Path | None) -> None:
+    """Renames checkpoints newer than `folder`, or all, to N.damaged; removes half-written ones."""
+    for path in all_of(run):
+        if folder is None or int(path.name) > int(folder.name):
+            aside = path.with_suffix(".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+    for path in (run / "checkpoints").glob(".*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def load(folder: Path, like: PyTree) -> PyTree:
@@ -117,7 +121,7 @@ def load(folder: Path, like: PyTree) -> PyTree:
     path = folder / "arrays"
     # One zero each, which all entries share.
     wanted = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), like)
-    problem = ""
+    problem, state = "", None
     with _quiet_array_store():
         try:
             found = ocp.metadata(str(path.absolute())).metadata
@@ -128,11 +132,15 @@ def load(folder: Path, like: PyTree) -> PyTree:
             elif sum(leaf.nbytes for leaf in jax.tree.leaves(wanted)) > on_disk:
                 problem = "its files are smaller than its arrays"
             else:
-                return jax.device_put(ocp.load(str(path.absolute()), wanted))
+                state = ocp.load(str(path.absolute()), wanted)
+        except MemoryError:
+            raise
         except Exception as error:  # whatever a strange file makes the array store raise
             problem = rundir.one_line(error)
         gc.collect()  # now, not when someone listens again
-    raise InputError(f"{folder} cannot be used ({problem}); {rundir.REMEDY}")
+    if problem:
+        raise InputError(f"{folder} cannot be used ({problem}); train the run anew")
+    return jax.device_put(state)
 
 
 def _require_room(folder: Path, size: int) -> None:
@@ -145,14 +153,24 @@ def _require_room(folder: Path, size: int) -> None:
             os.posix_fallocate(stream.fileno(), 0, size)
 
 
+def _sync(folder: Path) -> None:
+    """Has a name in `folder` reach the disk, before the older ones go."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _shapes(state: PyTree) -> list[str]:
     return sorted(f"{leaf.dtype}{tuple(leaf.shape)}" for leaf in jax.tree.leaves(state))
 
 
 def _sums(folder: Path) -> bytes:
-    """The SHA-256 of every file in `folder`, a line each."""
+    """The SHA-256 of every file in `folder` but hidden ones, which are not ours, a line each."""
     lines = []
-    for file in sorted(folder.rglob("*")):
+    for file in sorted(folder.rglob("[!.]*")):
         if file.is_file() and file != folder / SUMS:
             with file.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()

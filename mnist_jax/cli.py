@@ -33,7 +33,7 @@ class Compiling:
     """What the commands that run a network share."""
 
     compilation_cache: bool = True
-    """Keep compiled programs in the cache folder, so that the next start is a second faster."""
+    """Keep compiled programs in the cache folder, and save half a second at the next start."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,11 @@ class Train(Compiling):
 
     def run(self) -> None:
         """Trains, then says what came of it and where it is."""
-        from mnist_jax import data
+        from mnist_jax import data, rundir
         from mnist_jax.download import IMPORTING
+
+        if self.out:
+            rundir.require_free(self.out, self.resume)
 
         def import_fit() -> None:
             with IMPORTING:
@@ -63,7 +66,6 @@ class Train(Compiling):
             dataset = data.load(self.config.dataset, self.config.data_dir)
         finally:
             importing.join()  # Python cannot leave well in the middle of an import
-        from mnist_jax import rundir
         from mnist_jax.fit import fit
         from mnist_jax.report import in_words
 

@@ -124,7 +124,8 @@ class Config:
             elif kind is bool:
                 require(self, name, type(value) is bool, "true or false")
         widths = all(type(width) is int and 1 <= width <= MOST for width in self.hidden)
-        require(self, "hidden", widths, f"widths from 1 to {MOST}")
+        widths = widths and len(self.hidden) <= 1000
+        require(self, "hidden", widths, f"widths from 1 to {MOST}, 1000 at most")
         for name in ("epochs", "batch_size", "seeds"):
             require(self, name, 1 <= getattr(self, name) <= MOST, f"1 to {MOST}")
         for name in ("validation_images", "warmup_steps"):

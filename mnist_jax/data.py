@@ -104,8 +104,8 @@ def load(name: str = "mnist", data_dir: Path | str | None = None) -> Dataset:
 
 def _cached(name: str) -> Dataset | None:
     """What the cache has of `name`, if it is right."""
-    arrays = sources.read_cache(name)
     try:
+        arrays = sources.read_cache(name)
         return _checked(name, arrays) if arrays else None
     except InputError as error:
         print(f"{error}: fetching {name} anew", file=sys.stderr)
@@ -162,10 +162,15 @@ def _checked(name: str, arrays: Arrays) -> Dataset:
     for array in arrays:
         if array.dtype.kind not in "iuf":
             raise InputError(f"{name} has arrays of {array.dtype}; it takes numbers")
-    if name == "local":
-        class_names = tuple(str(label) for label in range(int(y_train.max(initial=0)) + 1))
-    else:
+    if name != "local":
         class_names = CLASS_NAMES[name]
+    elif y_train.dtype.kind in "iu" and y_train.max(initial=0) < 256:
+        class_names = tuple(map(str, range(int(y_train.max(initial=0)) + 1)))
+    else:
+        raise InputError(
+            f"{name}'s training labels are {y_train.dtype} up to {y_train.max(initial=0)}; "
+            "expected whole numbers from 0 to 255"
+        )
     for part, images, labels in (("training", x_train, y_train), ("test", x_test, y_test)):
         if images.ndim != 3 or images.dtype != np.uint8 or labels.ndim != 1:
             raise InputError(

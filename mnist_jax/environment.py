@@ -1,5 +1,6 @@
 """What else decides the last digits of a run, beside its config, its data and this code."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -17,7 +18,8 @@ def environment() -> dict[str, Any]:
     flags = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     options = {name: getattr(jax.config, name) for name in OPTIONS}
     return {
-        **{"versions": versions(), "device": device_name(), "processor": _processor()},
+        **{"versions": {**versions(), "code": _code()}, "device": device_name()},
+        "processor": _processor(),
         "flags": {**flags, **{name: value for name, value in options.items() if value}},
     }
 
@@ -34,8 +36,13 @@ def device_name() -> str:
     """The device that runs, in words."""
     device = jax.devices()[0]
     if device.platform == "cpu":
-        return f"CPU ({platform.machine()}, {os.cpu_count()} cores)"
+        return f"CPU ({platform.machine()}, {_cores()} cores)"
     return device.device_kind
+
+
+def _cores() -> int | None:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def versions() -> dict[str, str]:
@@ -43,6 +50,14 @@ def versions() -> dict[str, str]:
     packages = ("mnist_jax", "jax", "jaxlib", "flax", "optax", "numpy")
     found = {package: importlib.metadata.version(package) for package in packages}
     return {"python": platform.python_version(), **found}
+
+
+def _code() -> str:
+    """64 bits of the SHA-256 of our source, which changes more often than our version."""
+    hashed = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        hashed.update(file.read_bytes())
+    return hashed.hexdigest()[:16]
 
 
 def _processor() -> str:

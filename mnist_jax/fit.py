@@ -28,7 +28,7 @@ from mnist_jax.interrupts import Received, listening
 from mnist_jax.keeper import Keeper, way_back
 from mnist_jax.optim import learning_rate_schedule
 from mnist_jax.progress import progress, say
-from mnist_jax.report import Run, draw, in_words, is_finished, measure
+from mnist_jax.report import Run, draw, in_words, is_finished, measure, memory_errors
 from mnist_jax.rundir import Json
 from mnist_jax.train import Recipe, default_recipe, steps_per_epoch
 
@@ -88,7 +88,11 @@ def fit(
         "class_names": list(dataset.class_names),
         "sha256": list(dataset.sha256),
     }
-    about = {**to_json(config), "data": info, "environment": environment()}
+    about = {
+        **to_json(config),
+        "recipe": getattr(make_recipe, "__qualname__", type(make_recipe).__name__),
+        **{"data": info, "environment": environment()},
+    }
     out = out or _new_folder(config)
 
     with rundir.claimed(out):
@@ -99,8 +103,7 @@ def fit(
         run = Run(out, config, (height, width), dataset.class_names, dataset.sha256, recipe, shapes)
         records = rundir.read_metrics(folder) if folder else []
         if folder and is_finished(out, folder):
-            rundir.write_config(out, about)
-            rundir.write_metrics(out, records)
+            rundir.mend(out, folder)
             print(f"{out} is finished already", flush=True)
             return run._replace(states=checkpoint.load(folder, shapes))
         (out / "summary.json").unlink(missing_ok=True)
@@ -110,7 +113,7 @@ def fit(
             f"on {device_name()}",
             flush=True,
         )
-        with _timed(seconds, "compile"), _memory_errors(config):
+        with _timed(seconds, "compile"), memory_errors(config):
             training, validation = jax.device_put((training, validation))
             side_by_side = population.compile_ahead(
                 recipe, keys, training, dataset.test, config.batch_size
@@ -126,16 +129,16 @@ def fit(
             if keeper.lost:
                 raise Rescued(None, f"{keeper.lost}. What it came to: {in_words(summary)}")
             summary |= {"resumed_from_epoch": len(records), "seconds": seconds}
-            problem = None
-            try:
-                with _timed(seconds, "figures"):
-                    keeper.keep(partial(draw, run, dataset, summary))
-            except Exception as error:  # the result is worth more than its pictures
-                problem = error
-            seconds["total"] = time.perf_counter() - started
-            keeper.keep(lambda path: rundir.write_summary(path, summary))
-            if problem:
-                raise problem
+
+            def write(path: Path) -> None:
+                try:
+                    with _timed(seconds, "figures"):
+                        draw(run, dataset, summary, path)
+                finally:  # the result is worth more than its pictures
+                    seconds["total"] = time.perf_counter() - started
+                    rundir.write_summary(path, summary)
+
+            keeper.keep(write)
         if keeper.failure:
             raise Rescued(keeper.run, f"{keeper.failure}. The whole run is in {keeper.run} instead")
         return run._replace(path=keeper.run)
@@ -157,7 +160,7 @@ def _train(
     seen = steps * config.batch_size
     stopped = _stopped(records, config)
     seconds |= {"train": sum(record["seconds"] for record in records), "evaluate": 0.0}
-    with progress(config.epochs, config.seeds, len(records)) as show, _memory_errors(config):
+    with progress(config.epochs, config.seeds, len(records)) as show, memory_errors(config):
         for epoch in range(len(records) + 1, config.epochs + 1):
             if received.number or all(stopped):
                 break
@@ -199,15 +202,17 @@ def _train(
     if received.number:
         done = f"stopped after epoch {len(records)} of {config.epochs}"
         if keeper.lost:
-            raise Interrupted(received.number, None, f"{done}; {keeper.lost}")
-        raise Interrupted(received.number, keeper.run, done)
+            raise Interrupted(received.number, None, f"{done}. {keeper.lost}")
+        raise Interrupted(
+            received.number, keeper.run, f"{keeper.failure}; {done}" if keeper.failure else done
+        )
     return run._replace(states=states)
 
 
 def _test(run: Run, dataset: Dataset, keeper: Keeper, seconds: dict[str, float]) -> Json:
     """The summary of `run`, but for the time it took."""
     config, parts = run.config, keeper.config["data"]
-    with _timed(seconds, "evaluate"), _memory_errors(config):
+    with _timed(seconds, "evaluate"):
         result = measure(run, dataset.test)
     steps = steps_per_epoch(parts["train_images"], config.batch_size)
     stopped, last_step = _stopped(keeper.records, config), keeper.records[-1]["step"]
@@ -263,20 +268,6 @@ def _new_folder(config: Config) -> Path:
     name = f"{when}-{config.dataset.replace('/', '-')}-{layers}"
     paths = (Path("runs") / (f"{name}-{n}" if n > 1 else name) for n in itertools.count(1))
     return next(path for path in paths if not path.exists())
-
-
-@contextmanager
-def _memory_errors(config: Config) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-            hidden = " ".join(map(str, config.hidden))
-            raise InputError(
-                f"the networks do not fit into memory; lower --hidden {hidden}, "
-                f"--seeds {config.seeds} or --batch-size {config.batch_size}"
-            ) from None
-        raise
 
 
 @contextmanager

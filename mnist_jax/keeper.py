@@ -22,7 +22,7 @@ from mnist_jax.train import TrainState
 def way_back(out: Path, config: Config, about: Json) -> tuple[Path | None, Json]:
     """The checkpoint from which the run in `out` goes on, if one is whole, and its config.json.
 
-    Checkpoints that are damaged are removed.
+    Checkpoints that are damaged are set aside.
 
     Raises:
         InputError: the run is another one than `config` and `about`, its config.json, describe.
@@ -38,12 +38,14 @@ def way_back(out: Path, config: Config, about: Json) -> tuple[Path | None, Json]
     differing = differences(then, config)
     if not differing and kept["data"] != about["data"]:
         differing = ["the images or labels are others"]
+    if kept["recipe"] != about["recipe"]:
+        differing.append(f"its recipe was {kept['recipe']} and is {about['recipe']}")
     if differing:
         raise InputError(
             f"{out} is another run: {'; '.join(differing)}. Repeat the options of that run, or "
             "choose another --out"
         )
-    checkpoint.remove_after(out, folder)
+    checkpoint.clear(out, folder)
     if not folder:
         say(f"{out} has no whole checkpoint: it starts from the beginning")
         return None, about
@@ -83,12 +85,11 @@ class Keeper:
         written.
         """
         self.records.append(record)
-        try:
-            self._write_metrics(self.run)
-            if self._writing and self._writing.done():
-                self._wait()
-        except InputError as error:
-            say(f"{error}. Training goes on, and will try again")
+        for step in (self._write_metrics, self._look_after_checkpoint):
+            try:
+                step(self.run)
+            except InputError as error:
+                say(f"{error}. Training goes on, and will try again")
         now, epoch = time.monotonic(), len(self.records)
         minutes, epochs = (now - self._last_checkpoint[0]) / 60, epoch - self._last_checkpoint[1]
         due = minutes >= self.saving.checkpoint_minutes or epochs >= self.saving.checkpoint_epochs
@@ -128,29 +129,31 @@ class Keeper:
         rundir.write_config(run, self.config)
         self._write_metrics(run)
         step = int(self._states.step[0])
-        if not (run / "checkpoints" / str(step)).exists():
+        if not (run / "checkpoints" / str(step)).is_dir():
             self._checkpoint(run, self._states, len(self.records))
 
     def _other_folder(self, failure: InputError) -> Path:
         """A new folder, on another disk as it may be, with all of the run so far."""
         problem: Exception = failure
-        for parent in (None, Path.home()):  # None is the folder for temporary files
+        for parent in (tempfile.gettempdir, Path.home):
             folder = None
             try:
-                folder = Path(tempfile.mkdtemp(prefix=f"mnist_jax-{self.run.name}-", dir=parent))
-                self._lines = 0
+                name = tempfile.mkdtemp(prefix=f"mnist_jax-{self.run.name}-", dir=parent())
+                folder = Path(name)
+                self._lines = -1
                 self._write_all(folder)
                 return folder
-            except (OSError, InputError) as error:
+            except (OSError, RuntimeError, InputError) as error:
                 problem = error
                 if folder:
                     shutil.rmtree(folder, ignore_errors=True)
-        raise Rescued(None, f"{failure}. The run is lost, as nothing else worked either: {problem}")
+        raise Rescued(None, f"{failure}. What is not in a checkpoint is lost, as also {problem}")
 
     def _write_metrics(self, run: Path) -> None:
-        if self._lines == len(self.records) - 1:
+        lines, self._lines = self._lines, -1  # to be written anew if this fails
+        if lines == len(self.records) - 1:
             rundir.append_metrics(run, self.records[-1])
-        elif self._lines < len(self.records):
+        elif lines < len(self.records):
             rundir.write_metrics(run, self.records)
         self._lines = len(self.records)
 
@@ -158,6 +161,10 @@ class Keeper:
         step, records = int(states.step[0]), self.records[:epoch]
         keep = self.saving.keep_checkpoints
         checkpoint.save(run, step, states, self.config, records, keep)
+
+    def _look_after_checkpoint(self, _: Path) -> None:
+        if self._writing and self._writing.done():
+            self._wait()
 
     def _wait(self) -> None:
         """Raises what the thread that writes checkpoints raised, if it did."""

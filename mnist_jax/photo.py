@@ -23,7 +23,7 @@ LARGEST_FILE = 100_000_000
 LARGEST_PHOTO = 60_000_000
 """Pixels; a larger picture is refused before it is unpacked.
 
-Reading one of this size took at most 960 MiB (WebP; 400 to 740 in the other formats).
+Reading one takes less than a gigabyte of memory.
 """
 
 TILE = 1024

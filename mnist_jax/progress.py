@@ -1,4 +1,7 @@
-"""What a person sees while a run goes on: a bar in a terminal or notebook, else plain lines."""
+"""What a person sees while a run goes on: a bar in a terminal or notebook, else plain lines.
+
+A terminal that is gone or a full disk takes the words, and not the run.
+"""
 
 import sys
 import threading
@@ -13,9 +16,8 @@ from tqdm.auto import tqdm
 def progress(epochs: int, seeds: int, done: int = 0) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Gives a function that shows a record of metrics.jsonl, on standard error.
 
-    The first `done` epochs are behind it already.
-
-    It shows the loss and accuracy so far, images per second and the time left.
+    It shows the loss and accuracy so far, images per second and the time left. `done` epochs are
+    over already.
     """
     live = sys.stderr.isatty() or "ipykernel" in sys.modules
     layout = "{bar:8} {n}/{total}, {elapsed} so far, {remaining} left, {desc}"
@@ -34,7 +36,8 @@ def progress(epochs: int, seeds: int, done: int = 0) -> Iterator[Callable[[dict[
         if seeds > 1:
             words.append(f"means of {seeds} seeds")
         bar.set_description_str(", ".join(words), refresh=False)
-        bar.update()
+        with suppress(OSError):
+            bar.update()
         if not live:
             left = record["seconds"] * (epochs - record["epoch"])
             words = [f"epoch {record['epoch']}/{epochs}", f"{left:.0f} s left", *words]
@@ -45,7 +48,8 @@ def progress(epochs: int, seeds: int, done: int = 0) -> Iterator[Callable[[dict[
     def tick() -> None:
         """Keeps the clock running through a long epoch, which is one call to the device."""
         while not ended.wait(0.5):
-            bar.refresh()
+            with suppress(OSError):
+                bar.refresh()
 
     if live:
         threading.Thread(target=tick, daemon=True).start()
@@ -53,14 +57,12 @@ def progress(epochs: int, seeds: int, done: int = 0) -> Iterator[Callable[[dict[
         yield show
     finally:
         ended.set()
-        bar.close()
+        with suppress(OSError):
+            bar.close()
 
 
 def say(message: str) -> None:
-    """Prints a line to standard error, above the bar where there is one.
-
-    Where that goes to a full disk or to nobody, the run is worth more than what it says.
-    """
+    """Prints a line to standard error, above the bar where there is one."""
     with suppress(OSError):
         tqdm.write(message, file=sys.stderr)
         sys.stderr.flush()

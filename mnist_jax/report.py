@@ -1,6 +1,8 @@
 """What a trained run is worth: its test errors, its answers and its figures."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -88,11 +90,11 @@ def parse_config(kept: dict[str, Any], folder: Path) -> tuple[Config, dict[str, 
         InputError: it is not as `fit` writes it.
     """
     try:
-        about = {"data": kept["data"], "environment": kept["environment"]}
+        about = {name: kept[name] for name in ("recipe", "data", "environment")}
         config = from_json({name: value for name, value in kept.items() if name not in about})
         info, environment = kept["data"], kept["environment"]
-        words = [*environment["versions"], *environment["flags"]]
         sizes = [*info["image_shape"], info["train_images"], info["test_images"]]
+        words = [kept["recipe"], *{**environment["versions"], **environment["flags"]}]
         words += [*info["class_names"], *info["sha256"]]
         if not all(type(size) is int and 0 < size <= MOST for size in sizes):
             raise InputError(f"sizes of {sizes}")
@@ -123,7 +125,8 @@ def load_data(run: Run, data_dir: Path | None = None) -> Dataset:
 
 def measure(run: Run, examples: Examples) -> dict[str, Any]:
     """What goes into the summary about the test set; std is over seeds (n - 1), None for one."""
-    evaluation = jax.device_get(population.evaluate(run.recipe, run.states, examples))
+    with memory_errors(run.config):
+        evaluation = jax.device_get(population.evaluate(run.recipe, run.states, examples))
     errors, counts = evaluation.errors, evaluation.confusion.sum(axis=0)
     percent = 100 * errors / len(examples.labels)
     by_class = 100 * np.diag(counts) / np.maximum(counts.sum(axis=1), 1)
@@ -152,7 +155,8 @@ def in_words(summary: dict[str, Any]) -> str:
 
 def probabilities(run: Run, images: Images) -> Float[np.ndarray, "n classes"]:
     """What the network of the first seed makes of `images`."""
-    logits = np.asarray(population.predict(run.recipe, run.states, images))[0]
+    with memory_errors(run.config):
+        logits = np.asarray(population.predict(run.recipe, run.states, images))[0]
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     return odds / odds.sum(axis=1, keepdims=True)
 
@@ -197,3 +201,18 @@ def draw(run: Run, dataset: Dataset, summary: dict[str, Any], path: Path) -> lis
     for figure_name, figure in figures.items():
         rundir.save_figure(path, figure_name, figure)
     return list(figures)
+
+
+@contextmanager
+def memory_errors(config: Config) -> Iterator[None]:
+    """Says which sizes to lower where the memory of the device or the host runs out."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+            hidden = " ".join(map(str, config.hidden))
+            raise InputError(
+                f"the networks do not fit into memory; lower --hidden {hidden}, "
+                f"--seeds {config.seeds} or --batch-size {config.batch_size}"
+            ) from None
+        raise

@@ -16,7 +16,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -29,8 +29,11 @@ Json = dict[str, Any]
 
 REMEDY = "repeat the train command with --resume to mend it, or train anew"
 
-LARGEST_FILE = 2**28
-"""Bytes of a record that are read back; a million epochs take less."""
+LARGEST_JSON = 2**26
+"""Bytes of config.json or summary.json that are read back; a million seeds take half of that."""
+
+LARGEST_METRICS = 2**28
+"""Bytes of metrics.jsonl that are read back; a thousand seeds write that in 4,000 epochs."""
 
 
 def is_free(run: Path) -> bool:
@@ -76,9 +79,20 @@ def claimed(run: Path) -> Iterator[None]:
     finally:
         lock.release()
         if is_free(run):  # nothing came of it
-            (run / ".lock").unlink(missing_ok=True)
-            if not existed:
-                run.rmdir()
+            with suppress(OSError):
+                (run / ".lock").unlink(missing_ok=True)
+                if not existed:
+                    run.rmdir()
+
+
+def mend(run: Path, folder: Path) -> None:
+    """Makes the config and the metrics of `run` those of a checkpoint, if they are not."""
+    for name in ("config.json", "metrics.jsonl"):
+        content = read_bytes(folder / name)
+        with suppress(OSError, InputError):
+            if read_bytes(run / name) == content:
+                continue
+        write_bytes(run / name, content)
 
 
 def write_config(run: Path, config: Json) -> None:
@@ -100,24 +114,24 @@ def write_metrics(run: Path, records: list[Json]) -> None:
 
 def append_metrics(run: Path, record: Json) -> None:
     """Adds one line; where that fails, the file stays as it was."""
-    file = run / "metrics.jsonl"
-    with _disk_errors(file), file.open("a", encoding="utf-8") as stream:
+    file, line = run / "metrics.jsonl", _line(record).encode()
+    with _disk_errors(file), file.open("ab", buffering=0) as stream:
         size = stream.tell()
-        try:
-            stream.write(_line(record))
-            stream.flush()
-        except OSError:
-            os.truncate(file, size)
-            raise
+        if stream.write(line) < len(line):
+            stream.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_metrics(run: Path) -> list[Json]:
-    """One record an epoch."""
+    """One record an epoch, from the first."""
     file = run / "metrics.jsonl"
     try:
-        return [json.loads(line) for line in read_bytes(file).decode().splitlines()]
-    except (OSError, ValueError, RecursionError) as error:
+        records = [json.loads(line) for line in read_bytes(file).decode().splitlines()]
+        if [record["epoch"] for record in records] != [*range(1, len(records) + 1)]:
+            raise ValueError("its epochs are not 1, 2, 3, ...")
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read ({one_line(error)}); {REMEDY}") from None
+    return records
 
 
 def write_summary(run: Path, summary: Json) -> None:
@@ -155,14 +169,14 @@ def write_bytes(file: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def read_bytes(file: Path) -> bytes:
-    """The content of a plain file of at most LARGEST_FILE bytes."""
+def read_bytes(file: Path, most: int = LARGEST_METRICS) -> bytes:
+    """The content of a plain file of at most `most` bytes."""
     if file.exists() and not file.is_file():
         raise InputError(f"{file} is no plain file; {REMEDY}")
     with file.open("rb") as stream:
-        content = stream.read(LARGEST_FILE + 1)
-    if len(content) > LARGEST_FILE:
-        raise InputError(f"{file} has more than {LARGEST_FILE} bytes; {REMEDY}")
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise InputError(f"{file} has more than {most} bytes; {REMEDY}")
     return content
 
 
@@ -177,7 +191,7 @@ def _write_json(file: Path, value: Json) -> None:
 
 def _read_json(file: Path) -> Json:
     try:
-        value = json.loads(read_bytes(file))
+        value = json.loads(read_bytes(file, LARGEST_JSON))
     except FileNotFoundError:
         raise InputError(
             f"{file.parent} is no finished run: it has no {file.name}; "
@@ -193,8 +207,9 @@ def _read_json(file: Path) -> Json:
 @contextmanager
 def _replacing(file: Path) -> Iterator[IO[bytes]]:
     temporary = file.with_name(f".{file.name}.tmp")
+    temporary.unlink(missing_ok=True)  # it may be a link to somewhere
     try:
-        with temporary.open("wb") as stream:
+        with temporary.open("xb") as stream:
             yield stream
         temporary.replace(file)
     finally:

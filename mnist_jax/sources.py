@@ -201,7 +201,7 @@ def _require_short_directory(stream: IO[bytes]) -> None:
     stream.seek(-42, os.SEEK_END)
     tail = stream.read(42)
     size = int.from_bytes(tail[32:36], "little")
-    if tail[:4] == b"PK" or tail[20:24] != b"PK" or size > LARGEST_DIRECTORY:
+    if tail[:4] == b"PK\x06\x07" or tail[20:24] != b"PK\x05\x06" or size > LARGEST_DIRECTORY:
         raise zipfile.BadZipFile
 
 
@@ -234,13 +234,7 @@ def _cache_file(name: str) -> Path:
 
 def read_cache(name: str) -> Arrays | None:
     """What `download` kept of `name`, if it did."""
-    if not _cache_file(name).is_file():
-        return None
-    try:
-        return _read_npz(_cache_file(name))
-    except InputError as error:
-        print(f"{error}: fetching {name} anew", file=sys.stderr)
-        return None
+    return _read_npz(_cache_file(name)) if _cache_file(name).is_file() else None
 
 
 def download(name: str) -> Arrays:

@@ -69,6 +69,8 @@ def test_any_change_of_any_file_is_noticed(tmp_path):
         assert checkpoint.is_whole(folder)
     (folder / "more").touch()
     assert not checkpoint.is_whole(folder)
+    (folder / "more").rename(folder / ".DS_Store")  # as other programs leave them
+    assert checkpoint.is_whole(folder)
 
 
 def test_a_disk_that_cannot_be_read_is_no_damage(tmp_path, monkeypatch):
@@ -83,13 +85,16 @@ def test_a_disk_that_cannot_be_read_is_no_damage(tmp_path, monkeypatch):
         checkpoint.is_whole(folder)
 
 
-def test_what_is_half_written_or_later_is_removed(tmp_path):
+def test_what_is_later_is_set_aside_and_what_is_half_written_removed(tmp_path):
     folders = [saved(tmp_path, step, keep=9) for step in (1, 2, 10)]
     shutil.copytree(folders[0], tmp_path / "checkpoints" / ".11.tmp")
+    (tmp_path / "checkpoints" / "mine").mkdir()
+    (tmp_path / "checkpoints" / "12").touch()
     assert checkpoint.all_of(tmp_path) == folders[::-1]
-    checkpoint.remove_after(tmp_path, folders[1])
-    assert sorted((tmp_path / "checkpoints").iterdir()) == folders[:2]
-    checkpoint.remove_after(tmp_path, None)
+    checkpoint.clear(tmp_path, folders[1])
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"1", "2", "10.damaged", "12", "mine"}
+    checkpoint.clear(tmp_path, None)
     assert checkpoint.all_of(tmp_path) == []
 
 

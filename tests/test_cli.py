@@ -101,7 +101,7 @@ def test_flags_reach_the_config(tmp_path, capsys):
     code, _, err = call(capsys, "train", *flags.split(), "--out", tmp_path / "run")
     assert code == 0, err
     config = rundir.read_config(tmp_path / "run")
-    del config["data"], config["data_dir"], config["environment"]
+    del config["data"], config["data_dir"], config["environment"], config["recipe"]
     assert config == {
         "dataset": "digits",
         "validation_images": 37,
@@ -389,7 +389,8 @@ def test_a_disk_that_is_full_everywhere_is_one_line(tmp_path):
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert re.fullmatch(
-        r"mnist-jax: cannot write \S+: File too large; free some space .*\. The run is lost.*"
+        r"mnist-jax: cannot write \S+: File too large; free some space .*\. What is not in a "
+        r"checkpoint is lost.*"
         r"What it came to: digits test accuracy .* of 360 images misread, loss [\d.]+",
         last,
     )

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import jax
@@ -23,7 +24,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_jax import data, download, rundir
+from mnist_jax import checkpoint, data, download, rundir
 from mnist_jax.report import load_run
 from mnist_jax.sources import IDX_NAMES, NPZ_KEYS
 
@@ -360,7 +361,7 @@ def test_a_run_on_a_full_disk_is_kept_elsewhere(reference, cache, tmp_path, roun
             good = not differing(Path(found[1]), reference[1])
             shutil.rmtree(found[1])
         elif code == 1:
-            good = "The run is lost" in last or "what is there already is whole" in last
+            good = "What is not in a checkpoint is lost" in last or "there already is whole" in last
         else:
             good = code == 2 and re.match("mnist-jax: cannot write .*: (No space|File too)", last)
         lost += not good
@@ -429,3 +430,62 @@ def test_broken_downloads_leave_nothing_that_is_trusted(server, rounds):  # noqa
         assert_tiny(data.load("mnist"))
         assert_tiny(data.load("mnist"))
     tally("broken downloads", rounds=rounds, faults=rounds)
+
+
+BOMBS = ("gz", "npz", "png", "jpg", "json", "arrays")
+MEASURED = """
+import resource, sys
+from mnist_jax import cli
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    cli.main(sys.argv[1:])
+finally:
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(after - before)
+"""
+
+
+def bomb(kind: str, folder: Path, run: Path) -> list[object]:
+    """Makes a small file that unpacks to much, and gives the command that reads it."""
+    read = ["samples", "--dataset", "local", "--out", folder / "x.png", "--data-dir", folder]
+    if kind == "gz":
+        for name in IDX_NAMES:
+            (folder / f"{name}.gz").touch()
+        with gzip.open(folder / f"{IDX_NAMES[0]}.gz", "wb", compresslevel=1) as stream:
+            for _ in range(2**11):
+                stream.write(bytes(2**20))
+    elif kind == "npz":
+        with zipfile.ZipFile(folder / "mnist.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            for key in NPZ_KEYS:
+                archive.writestr(f"{key}.npy", bytes(2**29))
+    elif kind in ("png", "jpg"):
+        Image.new("RGB", (7700, 7700), "white").save(folder / f"large.{kind}")
+        read = ["predict", run, folder / f"large.{kind}"]
+    else:
+        shutil.copytree(run, folder / "run")
+        read = ["evaluate", folder / "run"]
+        config = rundir.read_config(run)
+        if kind == "json":
+            (folder / "run" / "config.json").write_bytes(b"[" + b"[0]," * 2**25)
+        else:  # with sums that are right
+            shutil.rmtree(folder / "run" / "checkpoints")
+            rundir.write_config(folder / "run", {**config, "hidden": [10**6, 10**6]})
+            state = {"weights": np.zeros(3)}
+            checkpoint.save(folder / "run", 1, state, {**config, "hidden": [10**6, 10**6]}, [])
+    return read
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_bomb_takes_no_more_memory_than_is_stated(reference, tmp_path, kind):
+    """A gigabyte of data twice over, while it is unpacked, or less than one of anything else."""
+    args = bomb(kind, tmp_path, reference[0])
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *map(str, args)], capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("mnist-jax: ")
+    assert done.stderr.count("\n") == 1
+    most = 3 * 2**20 if kind == "gz" else 2**20
+    assert int(done.stdout.splitlines()[-1]) < most
+    tally("bombs", rounds=1, faults=1)

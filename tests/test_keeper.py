@@ -101,7 +101,7 @@ def test_a_finished_run_is_said_to_be_and_left_alone(whole, tmp_path, capsys):
 
 def test_metrics_beyond_the_checkpoint_are_dropped(part, whole):
     rundir.append_metrics(part, {"epoch": 4, "step": 176, "train_loss": [9.0, 9.0]})
-    checkpoint.remove_after(part, part / "checkpoints" / "88")
+    checkpoint.clear(part, part / "checkpoints" / "88")
     fit(SMALL, part, resume=True)
     assert [record["epoch"] for record in rundir.read_metrics(part)] == [1, 2, 3, 4]
     assert_same(part, whole)
@@ -159,6 +159,14 @@ def test_changed_data_are_refused(part, digits, monkeypatch):
         fit(SMALL, part, resume=True, dataset=altered)
 
 
+def test_another_recipe_is_refused(part):
+    def recipe(*args):
+        return default_recipe(*args)
+
+    with pytest.raises(InputError, match=r"its recipe was default_recipe and is \S+\.recipe"):
+        fit(SMALL, part, recipe, resume=True)
+
+
 def test_data_may_move(tmp_path, monkeypatch):
     """Only what is in them counts, and the folder that is named last is the one to remember."""
     from .test_sources import tiny_arrays, write_idx
@@ -178,11 +186,13 @@ def test_data_may_move(tmp_path, monkeypatch):
 
 def test_another_environment_is_warned_of(part, whole, monkeypatch, capsys):
     monkeypatch.setattr("mnist_jax.environment.device_name", lambda: "an abacus")
+    monkeypatch.setattr("mnist_jax.environment._code", lambda: "newer")
     monkeypatch.setenv("XLA_FLAGS", os_flags := "--xla_dump_to=")
     fit(SMALL, part, resume=True)
     err = capsys.readouterr().err
     assert "device was CPU" in err
     assert "and is an abacus" in err
+    assert "and is newer" in err
     assert f"XLA_FLAGS was None and is {os_flags}" in err
     assert "numpy" not in err
     assert rundir.read_config(part) == rundir.read_config(whole.path)
@@ -220,6 +230,16 @@ def failing(times, original):
     return write
 
 
+def test_metrics_that_cannot_be_written_keep_no_checkpoint_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(rundir, "append_metrics", failing(10**9, None))
+    monkeypatch.setattr(Keeper, "epoch_done", stopping_after(3))
+    with pytest.raises(Stop):
+        fit(SMALL, tmp_path / "run", saving=OFTEN)
+    folders = checkpoint.all_of(tmp_path / "run")
+    assert [folder.name for folder in folders] == ["132", "88", "44"]
+    assert len(rundir.read_metrics(folders[0])) == 3
+
+
 @pytest.mark.parametrize("what", ["append_metrics", "save"])
 def test_space_that_is_freed_again_leaves_no_trace(tmp_path, whole, monkeypatch, capsys, what):
     module = rundir if what == "append_metrics" else checkpoint
@@ -251,7 +271,7 @@ def test_a_run_that_cannot_be_kept_says_so_and_what_it_came_to(tmp_path, whole, 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(checkpoint, "save", failing(10**9, None))
-    with pytest.raises(Rescued, match="The run is lost") as caught:
+    with pytest.raises(Rescued, match="What is not in a checkpoint is lost") as caught:
         fit(SMALL, tmp_path / "run")
     errors = ", ".join(map(str, rundir.read_summary(whole.path)["test_errors"]))
     assert f"{errors} of 360 images misread" in str(caught.value)
@@ -323,7 +343,9 @@ def test_hostile_configs_are_refused(whole, tmp_path):
         {"data": {**kept["data"], "class_names": [7]}},
         {"data": []},
         {"environment": None},
-        {"environment": {"versions": 3, "flags": []}},
+        {"environment": {"versions": ["x"], "flags": {}}},
+        {"hidden": 1001 * [1]},
+        {"recipe": 3},
         {"more": 1},
     ):
         (tmp_path / "run" / "config.json").write_text(json.dumps({**kept, **change}))

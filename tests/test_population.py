@@ -57,6 +57,41 @@ def test_each_member_is_its_solo_run(place, side_by_side):
     assert everyone.errors.shape == (3,)
 
 
+def test_one_after_the_other_a_member_is_its_solo_run_to_the_bit(digits):
+    """The default network, which no CPU trains side by side; the README promises it."""
+    config = Config(epochs=1)
+    recipe = train.default_recipe(config, 64, 10, len(digits.train.labels))
+    data = jax.device_put(digits.train)
+
+    def trained(seeds):
+        keys = population.keys(seeds)
+        states = population.init(recipe, keys)
+        return population.train_epoch(recipe, states, data, keys, 128, side_by_side=1)
+
+    if jax.default_backend() == "cpu":
+        assert population.side_by_side(jax.eval_shape(lambda: trained(SEEDS))[0]) == 1
+    member, solo = jax.tree.map(lambda leaf: leaf[1], trained(SEEDS)), trained(SEEDS[1:2])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[0]), member, solo)
+
+
+def test_side_by_side_a_member_of_mnist_stays_near_its_solo_run(mnist):
+    """As near as the README says: rounding differs, and three epochs of training amplify that."""
+    config = Config(hidden=(128, 64), epochs=3)
+    recipe = train.default_recipe(config, 784, 10, 60_000)
+    data = jax.device_put(mnist.train)
+
+    def trained(seeds):
+        keys = population.keys(seeds)
+        states = population.init(recipe, keys)
+        for _ in range(3):
+            states, metrics = population.train_epoch(recipe, states, data, keys, 128, len(seeds))
+        return metrics.loss[-1], population.evaluate(recipe, states, mnist.test).errors[-1]
+
+    (loss, errors), (solo_loss, solo_errors) = trained((0, 1, 2, 3)), trained((3,))
+    assert abs(loss - solo_loss) < 1e-3
+    assert abs(errors - solo_errors) <= 20
+
+
 def test_members_differ():
     _, _, states, metrics = trained(SEEDS)
     kernels = np.asarray(states.params["Dense_0"]["kernel"])

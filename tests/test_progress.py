@@ -1,7 +1,9 @@
 import io
 import sys
 
-from mnist_jax.progress import progress
+import pytest
+
+from mnist_jax.progress import progress, say
 
 RECORD = {
     "epoch": 3,
@@ -35,3 +37,20 @@ def test_a_bar_on_a_terminal(monkeypatch):
     assert "\r" in shown
     assert " 1/10, " in shown
     assert "left, loss 0.2500, accuracy 98.00 %, 12,346 images/s" in shown
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_stderr_that_is_gone_does_not_end_a_run(monkeypatch, terminal):
+    """As when the terminal of a background job is closed, or the disk of its log is full."""
+
+    class Gone(io.StringIO):
+        def isatty(self):
+            return terminal
+
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with progress(epochs=10, seeds=2) as show:
+        show(RECORD)
+    say("more")

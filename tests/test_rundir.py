@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import resource
 
 import pytest
 from matplotlib.figure import Figure
@@ -132,8 +133,38 @@ def test_what_is_no_plain_file_is_not_opened(tmp_path):
         rundir.read_metrics(tmp_path)
 
 
+def test_nothing_is_written_through_a_link(tmp_path):
+    precious, run = tmp_path / "precious", tmp_path / "run"
+    precious.write_text("precious")
+    run.mkdir()
+    for name in (".config.json.tmp", "config.json", "metrics.jsonl"):
+        (run / name).symlink_to(precious)
+    rundir.write_config(run, {})
+    rundir.write_metrics(run, [])
+    assert precious.read_text() == "precious"
+
+
+def test_half_a_line_of_metrics_is_taken_back(tmp_path):
+    """A limit on the size of files stands in for the end of the disk in the middle of a line."""
+    before, after = resource.getrlimit(resource.RLIMIT_FSIZE)
+    rundir.append_metrics(tmp_path, {"epoch": 1})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, after))
+    try:
+        with pytest.raises(InputError, match=r"metrics.jsonl: .*free some space"):
+            rundir.append_metrics(tmp_path, {"epoch": 2, "loss": [1.0, 2.0]})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, after))
+    assert rundir.read_metrics(tmp_path) == [{"epoch": 1}]
+
+
+def test_metrics_that_miss_an_epoch_are_refused(tmp_path):
+    rundir.write_metrics(tmp_path, [{"epoch": 1}, {"epoch": 3}])
+    with pytest.raises(InputError, match="its epochs are not 1, 2, 3"):
+        rundir.read_metrics(tmp_path)
+
+
 def test_a_file_beyond_the_limit_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(rundir, "LARGEST_FILE", 10)
+    monkeypatch.setattr(rundir, "LARGEST_JSON", 10)
     (tmp_path / "config.json").write_text('{"a": 12345}')
     with pytest.raises(InputError, match="more than 10 bytes"):
         rundir.read_config(tmp_path)

@@ -387,6 +387,17 @@ def test_labels_that_count_no_classes_are_refused(tmp_path, labels):
         data.load("local", tmp_path)
 
 
+@pytest.mark.parametrize(
+    "labels", [np.int64([0, 300]), np.uint32([0, 2**32 - 1]), np.float32([0, np.nan])]
+)
+def test_labels_beyond_a_byte_are_refused(tmp_path, labels):
+    x_train, _, x_test, y_test = tiny_arrays()
+    arrays = (x_train[:2], labels, x_test, y_test)
+    np.savez(tmp_path / "mnist.npz", **dict(zip(NPZ_KEYS, arrays, strict=True)))
+    with pytest.raises(InputError, match="expected whole numbers from 0 to 255"):
+        data.load("local", tmp_path)
+
+
 def test_labels_of_another_integer_type_will_do(tmp_path):
     x_train, y_train, x_test, y_test = tiny_arrays()
     arrays = (x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int32))
