@@ -27,7 +27,7 @@ import numpy as np
 
 from mnist_jax import rundir
 from mnist_jax.config import InputError
-from mnist_jax.rundir import Json
+from mnist_jax.rundir import DiskError, Json
 
 PyTree = Any
 
@@ -45,18 +45,22 @@ def save(
     `state` is a pytree of NumPy arrays.
 
     Raises:
-        InputError: the disk is full or not to be written to, and all is as it was before.
+        DiskError: the disk is full or not to be written to, and all is as it was before.
     """
     from orbax.checkpoint import v1 as ocp  # a quarter of a second
 
     folder = run / "checkpoints"
     new = folder / f".{step}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _require_room(folder, sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + ROOM)
+    except OSError as error:
+        raise rundir.cannot_write(folder, error) from None
     problem = None
     with _quiet_array_store():
         try:
             shutil.rmtree(new, ignore_errors=True)
-            new.mkdir(parents=True)
-            _require_room(new, sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + ROOM)
+            new.mkdir()
             context = ocp.Context()
             # Then no array takes more memory than its file takes on the disk.
             context.array.saving.use_compression = False
@@ -68,7 +72,7 @@ def save(
             new.rename(folder / str(step))
             _sync(folder)
         except Exception as error:  # the array store has many kinds
-            problem = error if isinstance(error, InputError) else rundir.cannot_write(folder, error)
+            problem = error if isinstance(error, DiskError) else rundir.cannot_write(folder, error)
             gc.collect()  # now, not when someone listens again
     if problem:
         shutil.rmtree(new, ignore_errors=True)

@@ -121,8 +121,8 @@ def fit(
             states = checkpoint.load(folder, shapes) if folder else population.init(recipe, keys)
             run = run._replace(states=jax.block_until_ready(states))
         with (
-            Keeper(out, about, saving, list(records)) as keeper,
             listening(patient=True) as received,
+            Keeper(out, about, saving, list(records)) as keeper,
         ):
             run = _train(run, training, validation, side_by_side, keeper, seconds, received)
             summary = _test(run, dataset, keeper, seconds)

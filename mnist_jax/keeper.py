@@ -15,7 +15,7 @@ from mnist_jax.config import Config, InputError, Rescued, Saving, differences
 from mnist_jax.environment import changes
 from mnist_jax.progress import say
 from mnist_jax.report import parse_config
-from mnist_jax.rundir import Json
+from mnist_jax.rundir import DiskError, Json
 from mnist_jax.train import TrainState
 
 
@@ -63,7 +63,7 @@ class Keeper:
 
     def __init__(self, run: Path, config: Json, saving: Saving, records: list[Json]) -> None:
         self.run, self.config, self.saving, self.records = run, config, saving, records
-        self.failure: InputError | None = None  # why `run` is not the folder that was asked for
+        self.failure: DiskError | None = None  # why `run` is not the folder that was asked for
         self.lost: Rescued | None = None
         rundir.write_config(run, config)
         rundir.write_metrics(run, records)
@@ -88,7 +88,7 @@ class Keeper:
         for step in (self._write_metrics, self._look_after_checkpoint):
             try:
                 step(self.run)
-            except InputError as error:
+            except DiskError as error:
                 say(f"{error}. Training goes on, and will try again")
         now, epoch = time.monotonic(), len(self.records)
         minutes, epochs = (now - self._last_checkpoint[0]) / 60, epoch - self._last_checkpoint[1]
@@ -103,7 +103,7 @@ class Keeper:
         self._states = jax.tree.map(np.asarray, states)
         try:
             self._wait()
-        except InputError as error:
+        except DiskError as error:
             say(str(error))
         try:
             self.keep(self._write_all)
@@ -118,7 +118,7 @@ class Keeper:
         """
         try:
             write(self.run)
-        except InputError as error:
+        except DiskError as error:
             if self.failure:
                 raise Rescued(self.run, f"{error}; what is there already is whole") from None
             self.failure = error
@@ -132,7 +132,7 @@ class Keeper:
         if not (run / "checkpoints" / str(step)).is_dir():
             self._checkpoint(run, self._states, len(self.records))
 
-    def _other_folder(self, failure: InputError) -> Path:
+    def _other_folder(self, failure: DiskError) -> Path:
         """A new folder, on another disk as it may be, with all of the run so far."""
         problem: Exception = failure
         for parent in (tempfile.gettempdir, Path.home):
@@ -143,7 +143,7 @@ class Keeper:
                 self._lines = -1
                 self._write_all(folder)
                 return folder
-            except (OSError, RuntimeError, InputError) as error:
+            except (OSError, RuntimeError, DiskError) as error:
                 problem = error
                 if folder:
                     shutil.rmtree(folder, ignore_errors=True)

@@ -36,6 +36,10 @@ LARGEST_METRICS = 2**28
 """Bytes of metrics.jsonl that are read back; a thousand seeds write that in 4,000 epochs."""
 
 
+class DiskError(InputError):
+    """A file or folder cannot be written."""
+
+
 def is_free(run: Path) -> bool:
     """Whether a new run can go to `run`: nothing is there, or nothing but hidden files."""
     if not run.exists():
@@ -224,14 +228,14 @@ def _disk_errors(path: Path) -> Iterator[None]:
         raise cannot_write(path, error) from None
 
 
-def cannot_write(path: Path, error: Exception) -> InputError:
-    """The InputError that says why `path` could not be written, and what to do."""
+def cannot_write(path: Path, error: Exception) -> DiskError:
+    """The DiskError that says why `path` could not be written, and what to do."""
     reason = error.strerror if isinstance(error, OSError) else None
     if number := re.search(r"os_error_code='(\d+)'", str(error)):  # from the array store
         reason = os.strerror(int(number[1]))
     full = reason in [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
     remedy = "free some space or choose another --out" if full else "choose another --out"
-    return InputError(f"cannot write {path}: {reason or one_line(error)}; {remedy}")
+    return DiskError(f"cannot write {path}: {reason or one_line(error)}; {remedy}")
 
 
 def one_line(error: Exception) -> str:

@@ -41,12 +41,25 @@ def test_a_run_leaves_all_that_the_design_promises(run):
 
 
 def test_memory_that_runs_out_while_testing_is_told_with_the_remedy(tmp_path, monkeypatch):
+    class Full:
+        lower = staticmethod(population.evaluate.lower)
+
+        def __call__(self, *args):
+            raise MemoryError
+
+    monkeypatch.setattr(population, "evaluate", Full())
+    with pytest.raises(InputError, match="do not fit into memory; lower --hidden"):
+        fit(SMALL, tmp_path / "run")
+
+
+def test_memory_that_runs_out_while_drawing_is_no_full_disk(tmp_path, monkeypatch):
     def full(*args):
         raise MemoryError
 
-    monkeypatch.setattr("mnist_jax.fit.measure", full)
+    monkeypatch.setattr(population, "predict", full)
     with pytest.raises(InputError, match="do not fit into memory; lower --hidden"):
         fit(SMALL, tmp_path / "run")
+    assert rundir.read_summary(tmp_path / "run")["seeds"] == 2
 
 
 def test_the_summary_is_right(run, digits):

@@ -224,7 +224,7 @@ def failing(times, original):
 
     def write(*args, **options):
         if next(calls) < times:
-            raise InputError("cannot write: No space left on device")
+            raise rundir.DiskError("cannot write: No space left on device")
         return original(*args, **options)
 
     return write
@@ -256,7 +256,7 @@ def test_a_disk_that_stays_full_sends_the_run_elsewhere(tmp_path, whole, monkeyp
 
     def full(run, *args, **options):
         if run == tmp_path / "run":
-            raise InputError("cannot write: No space left on device")
+            raise rundir.DiskError("cannot write: No space left on device")
         original(run, *args, **options)
 
     monkeypatch.setattr(checkpoint, "save", full)
