@@ -169,23 +169,9 @@ class Saving:
 def require(options: Config | Saving, name: str, holds: bool, expected: str) -> None:
     """Raises InputError about the flag `name` unless its value `holds`."""
     if not holds:
-        flag, shown = "--" + name.replace("_", "-"), _shown(getattr(options, name))
+        flag, value = "--" + name.replace("_", "-"), getattr(options, name)
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
         raise InputError(f"{flag} {shown} cannot be used: it takes {expected}")
-
-
-def differences(then: Config, now: Config) -> list[str]:
-    """What makes `now` another run than `then`, a flag each. Where the data lie is no matter."""
-    names = [field.name for field in dataclasses.fields(Config) if field.name != "data_dir"]
-    pairs = [(name, getattr(then, name), getattr(now, name)) for name in names]
-    return [
-        f"--{name.replace('_', '-')} was {_shown(old)} and is {_shown(new)}"
-        for name, old, new in pairs
-        if old != new
-    ]
-
-
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def to_json(config: Config) -> dict[str, Any]:

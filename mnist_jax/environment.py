@@ -1,11 +1,10 @@
-"""What else decides the last digits of a run, beside its config, its data and this code."""
+"""What else decides the last digits of a run, beside its config and its data."""
 
 import hashlib
 import importlib.metadata
 import os
 import platform
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -13,23 +12,12 @@ VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 OPTIONS = ("jax_enable_x64", "jax_default_matmul_precision")
 
 
-def environment() -> dict[str, Any]:
-    """The versions, the device and the flags that a run is computed with, as JSON."""
+def environment() -> dict[str, str]:
+    """The versions, the device and the flags that a run is computed with, each by its name."""
     flags = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-    options = {name: getattr(jax.config, name) for name in OPTIONS}
-    return {
-        **{"versions": {**versions(), "code": _code()}, "device": device_name()},
-        "processor": _processor(),
-        "flags": {**flags, **{name: value for name, value in options.items() if value}},
-    }
-
-
-def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """How the environment `now` differs from that of `then`, in words."""
-    old, new = ({**each["versions"], **each["flags"], **each} for each in (then, now))
-    names = [name for name in {**old, **new} if name not in ("versions", "flags")]
-    pairs = [(name, old.get(name), new.get(name)) for name in names]
-    return [f"{name} was {was} and is {is_now}" for name, was, is_now in pairs if was != is_now]
+    options = {name: str(value) for name in OPTIONS if (value := getattr(jax.config, name))}
+    here = {"code": _code(), "device": device_name(), "processor": _processor()}
+    return {**versions(), **here, **flags, **options}
 
 
 def device_name() -> str:

@@ -1,4 +1,4 @@
-"""The one host loop: load, train epoch by epoch, evaluate, save; and the way back into it."""
+"""The one host loop: load, train epoch by epoch, evaluate, save."""
 
 import dataclasses
 import datetime
@@ -25,10 +25,11 @@ from mnist_jax.config import (
 from mnist_jax.data import Dataset, Examples
 from mnist_jax.environment import device_name, environment, versions
 from mnist_jax.interrupts import Received, listening
-from mnist_jax.keeper import Keeper, way_back
+from mnist_jax.keeper import Keeper
 from mnist_jax.optim import learning_rate_schedule
 from mnist_jax.progress import progress, say
 from mnist_jax.report import Run, draw, in_words, is_finished, measure, memory_errors
+from mnist_jax.resume import find_checkpoint, mend
 from mnist_jax.rundir import Json
 from mnist_jax.train import Recipe, default_recipe, steps_per_epoch
 
@@ -97,13 +98,13 @@ def fit(
 
     with rundir.claimed(out):
         rundir.require_free(out, resume)  # another process may have been here
-        folder, about = (None, about) if rundir.is_free(out) else way_back(out, config, about)
+        folder, about = (None, about) if rundir.is_free(out) else find_checkpoint(out, about)
         keys = population.keys(config.all_seeds)
         shapes = jax.eval_shape(partial(population.init, recipe), keys)
         run = Run(out, config, (height, width), dataset.class_names, dataset.sha256, recipe, shapes)
         records = rundir.read_metrics(folder) if folder else []
         if folder and is_finished(out, folder):
-            rundir.mend(out, folder)
+            mend(out, folder)
             print(f"{out} is finished already", flush=True)
             return run._replace(states=checkpoint.load(folder, shapes))
         (out / "summary.json").unlink(missing_ok=True)

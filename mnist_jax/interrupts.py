@@ -42,8 +42,8 @@ def listening(patient: bool) -> Iterator[Received]:
             if number in SIGNALS and waiting:
                 from mnist_jax.progress import say  # a tenth of a second, for a rare case
 
-                waiting = False
-                say(f"{signal.Signals(number).name}: ending the epoch; Ctrl-C now stops at once")
+                waiting, name = False, signal.Signals(number).name
+                say(f"{name}: ending what is under way; Ctrl-C now stops at once")
                 continue
             # A scheduler may send SIGTERM twice, and a notebook outlives what it runs.
             ends = number == signal.SIGINT or (number == signal.SIGTERM and not patient)

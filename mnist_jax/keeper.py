@@ -1,4 +1,4 @@
-"""What a run writes while it trains, where that goes when the disk fails, and the way back."""
+"""What a run writes while it trains, and where that goes when the disk fails."""
 
 import shutil
 import tempfile
@@ -11,47 +11,10 @@ import jax
 import numpy as np
 
 from mnist_jax import checkpoint, rundir
-from mnist_jax.config import Config, InputError, Rescued, Saving, differences
-from mnist_jax.environment import changes
+from mnist_jax.config import Rescued, Saving
 from mnist_jax.progress import say
-from mnist_jax.report import parse_config
 from mnist_jax.rundir import DiskError, Json
 from mnist_jax.train import TrainState
-
-
-def way_back(out: Path, config: Config, about: Json) -> tuple[Path | None, Json]:
-    """The checkpoint from which the run in `out` goes on, if one is whole, and its config.json.
-
-    Checkpoints that are damaged are set aside.
-
-    Raises:
-        InputError: the run is another one than `config` and `about`, its config.json, describe.
-    """
-    for folder in checkpoint.all_of(out):
-        if checkpoint.is_whole(folder):
-            break
-        say(f"{folder} is damaged and left out")
-    else:
-        folder = None
-    kept = rundir.read_config(folder or out)
-    then, _ = parse_config(kept, folder or out)
-    differing = differences(then, config)
-    if not differing and kept["data"] != about["data"]:
-        differing = ["the images or labels are others"]
-    if kept["recipe"] != about["recipe"]:
-        differing.append(f"its recipe was {kept['recipe']} and is {about['recipe']}")
-    if differing:
-        raise InputError(
-            f"{out} is another run: {'; '.join(differing)}. Repeat the options of that run, or "
-            "choose another --out"
-        )
-    checkpoint.clear(out, folder)
-    if not folder:
-        say(f"{out} has no whole checkpoint: it starts from the beginning")
-        return None, about
-    if differing := changes(kept["environment"], about["environment"]):
-        say(f"{'; '.join(differing)}: the last digits may differ from an uninterrupted run's")
-    return folder, {**kept, "data_dir": about["data_dir"]}
 
 
 class Keeper:
@@ -67,7 +30,7 @@ class Keeper:
         self.lost: Rescued | None = None
         rundir.write_config(run, config)
         rundir.write_metrics(run, records)
-        self._lines = len(records)  # of metrics.jsonl
+        self._lines: int | None = len(records)  # of metrics.jsonl, if that is known
         self._last_checkpoint = time.monotonic(), len(records)
         self._pool = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
@@ -140,20 +103,24 @@ class Keeper:
             try:
                 name = tempfile.mkdtemp(prefix=f"mnist_jax-{self.run.name}-", dir=parent())
                 folder = Path(name)
-                self._lines = -1
+                self._lines = None
                 self._write_all(folder)
                 return folder
             except (OSError, RuntimeError, DiskError) as error:
                 problem = error
                 if folder:
                     shutil.rmtree(folder, ignore_errors=True)
-        raise Rescued(None, f"{failure}. What is not in a checkpoint is lost, as also {problem}")
+        raise Rescued(
+            None,
+            f"{failure}. Nor could the run be kept elsewhere: {problem}. What no checkpoint has is "
+            "lost",
+        )
 
     def _write_metrics(self, run: Path) -> None:
-        lines, self._lines = self._lines, -1  # to be written anew if this fails
-        if lines == len(self.records) - 1:
+        lines, self._lines = self._lines, None  # to be written anew if this fails
+        if lines is not None and lines == len(self.records) - 1:
             rundir.append_metrics(run, self.records[-1])
-        elif lines < len(self.records):
+        elif lines != len(self.records):
             rundir.write_metrics(run, self.records)
         self._lines = len(self.records)
 

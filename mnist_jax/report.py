@@ -92,15 +92,15 @@ def parse_config(kept: dict[str, Any], folder: Path) -> tuple[Config, dict[str, 
     try:
         about = {name: kept[name] for name in ("recipe", "data", "environment")}
         config = from_json({name: value for name, value in kept.items() if name not in about})
-        info, environment = kept["data"], kept["environment"]
+        info = kept["data"]
         sizes = [*info["image_shape"], info["train_images"], info["test_images"]]
-        words = [kept["recipe"], *{**environment["versions"], **environment["flags"]}]
-        words += [*info["class_names"], *info["sha256"]]
+        words = [kept["recipe"], *kept["environment"].values(), *info["class_names"]]
+        words += info["sha256"]
         if not all(type(size) is int and 0 < size <= MOST for size in sizes):
             raise InputError(f"sizes of {sizes}")
         if len(sizes) != 4 or not all(type(word) is str for word in words):
             raise InputError(f"data of {info}")
-    except (InputError, KeyError, TypeError, ValueError) as error:
+    except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
         shown = error if isinstance(error, InputError) else repr(error)
         raise InputError(
             f"{folder / 'config.json'} cannot be used ({shown}); {rundir.REMEDY}"

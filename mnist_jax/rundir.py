@@ -89,16 +89,6 @@ def claimed(run: Path) -> Iterator[None]:
                     run.rmdir()
 
 
-def mend(run: Path, folder: Path) -> None:
-    """Makes the config and the metrics of `run` those of a checkpoint, if they are not."""
-    for name in ("config.json", "metrics.jsonl"):
-        content = read_bytes(folder / name)
-        with suppress(OSError, InputError):
-            if read_bytes(run / name) == content:
-                continue
-        write_bytes(run / name, content)
-
-
 def write_config(run: Path, config: Json) -> None:
     """Writes `config.json`."""
     _write_json(run / "config.json", config)

@@ -35,10 +35,11 @@ ALLOWED = {
     "report": {
         *("checkpoint", "config", "data", "plots", "population", "preprocess", "rundir", "train")
     },
-    "keeper": {"checkpoint", "config", "environment", "progress", "report", "rundir", "train"},
+    "keeper": {"checkpoint", "config", "progress", "rundir", "train"},
+    "resume": {"checkpoint", "config", "progress", "report", "rundir"},
     "fit": {
         *("checkpoint", "config", "data", "environment", "interrupts", "keeper", "optim"),
-        *("population", "progress", "report", "rundir", "train"),
+        *("population", "progress", "report", "resume", "rundir", "train"),
     },
     "cli": {
         *("compiled", "config", "data", "download", "fit", "interrupts", "photo", "plots"),

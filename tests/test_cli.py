@@ -389,8 +389,8 @@ def test_a_disk_that_is_full_everywhere_is_one_line(tmp_path):
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert re.fullmatch(
-        r"mnist-jax: cannot write \S+: File too large; free some space .*\. What is not in a "
-        r"checkpoint is lost.*"
+        r"mnist-jax: cannot write \S+: File too large; free some space .*\. Nor could the run be "
+        r"kept elsewhere: .*\. What no checkpoint has is lost\. "
         r"What it came to: digits test accuracy .* of 360 images misread, loss [\d.]+",
         last,
     )

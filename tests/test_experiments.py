@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+README = (EXPERIMENTS.parent / "README.md").read_text()
 
 
 def test_keras_tutorial_keeps_its_claim(mnist_dir, tmp_path):
@@ -54,6 +55,35 @@ def test_the_committed_speedrun_is_what_its_docstring_claims():
     assert f"{100 - errors.mean() / 100:.2f} +/- {errors.std(ddof=1) / 100:.2f} %" in found["claim"]
     assert errors.mean() <= 200
     assert f"{np.median(found['seconds']):.1f} s after" in found["claim"]
+
+
+def test_resuming_compares_epochs_with_a_checkpoint_and_without(mnist_dir, tmp_path, monkeypatch):
+    results = tmp_path / "resuming.json"
+    script = EXPERIMENTS / "resuming.py"
+    flags = ["--checkpoints", "2", "--results", str(results)]
+    monkeypatch.setenv("MNIST_JAX_DATA", str(mnist_dir))
+    done = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 11/11" in done.stderr
+    seconds = np.array(json.loads(results.read_text())["epoch_seconds"])
+    assert seconds.shape == (2, 4)
+    cost = np.median(seconds[:, 0] + seconds[:, 1] - seconds[:, 2] - seconds[:, 3])
+    assert f"a checkpoint adds {cost:.3f} s" in done.stdout
+
+    monkeypatch.setenv("MNIST_JAX_DATA", "/nowhere")
+    done = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("mnist-jax: data folder /nowhere does not exist")
+
+
+def test_a_checkpoint_costs_what_is_said():
+    found = json.loads((EXPERIMENTS / "results" / "resuming.json").read_text())
+    seconds = np.array(found["epoch_seconds"])
+    epoch = np.median(seconds[:, 2] + seconds[:, 3]) / 2
+    cost = np.median(seconds[:, 0] + seconds[:, 1] - seconds[:, 2] - seconds[:, 3])
+    assert len(seconds) == 100
+    assert f"adds {cost:.3f} s to an epoch of {epoch:.2f} s" in README
+    assert cost / 60 < 0.03  # of an epoch, at one a minute
 
 
 def test_the_benchmark_measures_what_is_installed_and_names_the_rest(mnist_dir, tmp_path):

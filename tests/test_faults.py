@@ -361,7 +361,7 @@ def test_a_run_on_a_full_disk_is_kept_elsewhere(reference, cache, tmp_path, roun
             good = not differing(Path(found[1]), reference[1])
             shutil.rmtree(found[1])
         elif code == 1:
-            good = "What is not in a checkpoint is lost" in last or "there already is whole" in last
+            good = "What no checkpoint has is lost" in last or "there already is whole" in last
         else:
             good = code == 2 and re.match("mnist-jax: cannot write .*: (No space|File too)", last)
         lost += not good

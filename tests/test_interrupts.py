@@ -47,7 +47,7 @@ def test_a_signal_ends_the_epoch_and_the_last_line_goes_on(training, tmp_path, n
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
-    assert f"{number.name}: ending the epoch; Ctrl-C now stops at once" in err
+    assert f"{number.name}: ending what is under way; Ctrl-C now stops at once" in err
     run = tmp_path / "run"
     last = err.splitlines()[-1]
     found = re.fullmatch(

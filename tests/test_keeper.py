@@ -145,7 +145,7 @@ def test_a_changed_config_is_refused_by_its_fields(part):
     changed = Config(**{**vars(SMALL), "epochs": 5, "hidden": (16, 8)})
     with pytest.raises(InputError) as caught:
         fit(changed, part, resume=True)
-    assert "--hidden was 16 and is 16 8; --epochs was 4 and is 5" in str(caught.value)
+    assert "hidden was [16] and is [16, 8]; epochs was 4 and is 5" in str(caught.value)
     assert "seed" not in str(caught.value)
     assert sorted(part.rglob("*")) == before
 
@@ -163,7 +163,7 @@ def test_another_recipe_is_refused(part):
     def recipe(*args):
         return default_recipe(*args)
 
-    with pytest.raises(InputError, match=r"its recipe was default_recipe and is \S+\.recipe"):
+    with pytest.raises(InputError, match=r"recipe was default_recipe and is \S+\.recipe"):
         fit(SMALL, part, recipe, resume=True)
 
 
@@ -267,11 +267,24 @@ def test_a_disk_that_stays_full_sends_the_run_elsewhere(tmp_path, whole, monkeyp
     assert_same(caught.value.run, whole)
 
 
+def test_a_run_without_an_epoch_is_sent_elsewhere_too(tmp_path, monkeypatch):
+    """A signal came before the first one, and the disk is full."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    states = fit(SMALL, tmp_path / "other").states
+    (tmp_path / "run").mkdir()
+    with Keeper(tmp_path / "run", {}, Saving(), []) as keeper:
+        monkeypatch.setattr(rundir, "write_config", failing(1, rundir.write_config))
+        keeper.training_done(states)
+    assert keeper.lost is None
+    assert keeper.run.name.startswith("mnist_jax-run-")
+    assert rundir.read_metrics(keeper.run) == []
+
+
 def test_a_run_that_cannot_be_kept_says_so_and_what_it_came_to(tmp_path, whole, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(checkpoint, "save", failing(10**9, None))
-    with pytest.raises(Rescued, match="What is not in a checkpoint is lost") as caught:
+    with pytest.raises(Rescued, match="What no checkpoint has is lost") as caught:
         fit(SMALL, tmp_path / "run")
     errors = ", ".join(map(str, rundir.read_summary(whole.path)["test_errors"]))
     assert f"{errors} of 360 images misread" in str(caught.value)
@@ -343,7 +356,7 @@ def test_hostile_configs_are_refused(whole, tmp_path):
         {"data": {**kept["data"], "class_names": [7]}},
         {"data": []},
         {"environment": None},
-        {"environment": {"versions": ["x"], "flags": {}}},
+        {"environment": {"jax": 1}},
         {"hidden": 1001 * [1]},
         {"recipe": 3},
         {"more": 1},
