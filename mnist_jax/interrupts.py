@@ -33,6 +33,8 @@ def listening(patient: bool) -> Iterator[Received]:
     writer.setblocking(False)
 
     def receive(number: int, _: object) -> None:
+        if received.number and "ipykernel" in sys.modules:
+            raise KeyboardInterrupt  # a notebook outlives what it runs
         received.number = received.number or number
 
     def watch() -> None:
@@ -45,7 +47,7 @@ def listening(patient: bool) -> Iterator[Received]:
                 waiting, name = False, signal.Signals(number).name
                 say(f"{name}: ending what is under way; Ctrl-C now stops at once")
                 continue
-            # A scheduler may send SIGTERM twice, and a notebook outlives what it runs.
+            # A scheduler may send SIGTERM twice.
             ends = number == signal.SIGINT or (number == signal.SIGTERM and not patient)
             if ends and "ipykernel" not in sys.modules:
                 print("mnist-jax: interrupted", file=sys.stderr, flush=True)

@@ -119,6 +119,15 @@ def test_handlers_are_given_back():
         signal.raise_signal(signal.SIGINT)
 
 
+def test_a_second_interrupt_stops_a_cell_of_a_notebook_and_not_its_kernel(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", None)
+    with listening(patient=True) as received:
+        signal.raise_signal(signal.SIGINT)
+        assert received.number == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_another_thread_changes_nothing():
     found = []
 
