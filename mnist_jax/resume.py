@@ -28,8 +28,13 @@ def find_checkpoint(out: Path, config: Json) -> tuple[Path | None, Json]:
         say(f"{folder} is damaged and left out")
     else:
         folder = None
-    kept = rundir.read_config(folder or out)
-    parse_config(kept, folder or out)
+    try:
+        kept = rundir.read_config(folder or out)
+        parse_config(kept, folder or out)
+    except InputError:
+        if folder:
+            raise
+        kept = config  # with nothing whole in it, it may be any run
     differing = _changes(_fields(kept), _fields(config))
     if not differing and kept["data"] != config["data"]:
         differing = ["the images or labels are others"]

@@ -121,6 +121,18 @@ def test_damaged_checkpoints_are_left_out(part, whole, spoiled, capsys):
     assert_same(part, whole)
 
 
+@pytest.mark.parametrize("content", [None, b"", b"{}", b'{"epochs": 1'])
+def test_where_nothing_is_whole_it_starts_anew(part, whole, content, capsys):
+    for folder in checkpoint.all_of(part):
+        (folder / "config.json").write_bytes(b"?")
+    (part / "config.json").unlink()
+    if content is not None:
+        (part / "config.json").write_bytes(content)
+    fit(SMALL, part, resume=True)
+    assert "it starts from the beginning" in capsys.readouterr().err
+    assert_same(part, whole)
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.json", "summary.json"])
 def test_a_finished_run_is_mended(whole, tmp_path, name):
     run = tmp_path / "run"
