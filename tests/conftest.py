@@ -1,6 +1,7 @@
 """Strict rules for every test, and the data they share."""
 
 import os
+import signal
 from pathlib import Path
 
 from jaxtyping import install_import_hook
@@ -13,6 +14,9 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Tests that a shell runs in the background, and what they start, would ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # but where a test is about it
 MNIST_DIR = os.environ.pop("MNIST_JAX_DATA", None)  # only tests that ask for MNIST see it
