@@ -22,7 +22,10 @@ CPU_CACHE_BYTES = 4 * 2**20
 
 def keys(seeds: Sequence[int]) -> Key[Array, "seeds"]:
     """The key of each seed."""
-    return jax.jit(jax.vmap(prng.key))(np.asarray(seeds, np.uint32))
+    return _keys(np.asarray(seeds, np.uint32))
+
+
+_keys = jax.jit(jax.vmap(prng.key))
 
 
 @partial(jax.jit, static_argnames="recipe")

@@ -5,7 +5,7 @@ and `jax.jit` makes it fast; neither changes what is computed.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -93,8 +93,9 @@ class Recipe(NamedTuple):
     augment: Callable[[Key[Array, ""], Images], Images] = as_they_are  # grey values in [0, 255]
 
 
+@lru_cache  # JAX keeps the programs that it compiled for a recipe, and knows this one again
 def default_recipe(config: Config, pixels: int, classes: int, train_images: int) -> Recipe:
-    """The recipe that `config` describes for data of this size.
+    """The recipe that `config` describes for data of this size; the same object each time.
 
     Raises:
         InputError: there are fewer images than one batch takes, or the warm-up never ends.

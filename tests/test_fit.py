@@ -40,6 +40,17 @@ def test_a_run_leaves_all_that_the_design_promises(run):
     assert summary["device"]
 
 
+def test_a_run_that_is_repeated_compiles_nothing_anew(run, tmp_path, caplog):
+    def compiled():
+        return [record for record in caplog.records if "Finished XLA comp" in record.getMessage()]
+
+    with jax.log_compiles():
+        fit(SMALL, tmp_path / "again")
+        assert not compiled()
+        jax.jit(lambda x: x + 1)(1)
+        assert compiled()
+
+
 def test_memory_that_runs_out_while_testing_is_told_with_the_remedy(tmp_path, monkeypatch):
     class Full:
         lower = staticmethod(population.evaluate.lower)
