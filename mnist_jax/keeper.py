@@ -118,7 +118,7 @@ class Keeper:
 
     def _write_metrics(self, run: Path) -> None:
         lines, self._lines = self._lines, None  # to be written anew if this fails
-        if lines is not None and lines == len(self.records) - 1:
+        if lines == len(self.records) - 1:
             rundir.append_metrics(run, self.records[-1])
         elif lines != len(self.records):
             rundir.write_metrics(run, self.records)

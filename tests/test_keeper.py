@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from mnist_jax.config import Config, InputError, Interrupted, Rescued, Saving
 from mnist_jax.fit import fit
 from mnist_jax.keeper import Keeper
 from mnist_jax.report import load_run
-from mnist_jax.train import default_recipe
+from mnist_jax.train import TrainState, default_recipe
 
 SMALL = Config(dataset="digits", hidden=(16,), epochs=4, batch_size=32, seeds=2)
 OFTEN = Saving(checkpoint_minutes=0.0, keep_checkpoints=9)
@@ -260,6 +261,39 @@ def test_space_that_is_freed_again_leaves_no_trace(tmp_path, whole, monkeypatch,
     assert run.path == tmp_path / "run"
     assert "No space left on device" in capsys.readouterr().err
     assert_same(run.path, whole)
+
+
+def test_half_a_line_is_written_anew(tmp_path, whole, monkeypatch):
+    def half(run, record):
+        if record["epoch"] == 4:
+            file = run / "metrics.jsonl"
+            file.write_text(file.read_text() + '{"epo')
+            raise rundir.DiskError("cannot write: No space left on device")
+        original(run, record)
+
+    original = rundir.append_metrics
+    monkeypatch.setattr(rundir, "append_metrics", half)
+    fit(SMALL, tmp_path / "run")
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_checkpoint_is_of_the_epoch_after_which_it_was_begun(tmp_path, monkeypatch):
+    """Training goes on in the same memory while it is written, and waits for it at the end."""
+    begun, written = threading.Event(), []
+
+    def slow(run, step, states, config, records, keep):
+        begun.wait(60)
+        written.append((step, states.params["w"].tolist(), records.copy()))
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    states = TrainState({"w": np.zeros(3)}, {}, (), np.array([44]))
+    with Keeper(tmp_path, {}, Saving(checkpoint_epochs=1), []) as keeper:
+        keeper.epoch_done({"epoch": 1}, states)
+        for leaf in (states.params["w"], states.step):
+            leaf += 44
+        keeper.epoch_done({"epoch": 2}, states)
+        begun.set()
+    assert written == [(44, [0.0, 0.0, 0.0], [{"epoch": 1}])]
 
 
 def test_a_disk_that_stays_full_sends_the_run_elsewhere(tmp_path, whole, monkeypatch):
