@@ -1,4 +1,6 @@
+import errno
 import hashlib
+import os
 import shutil
 
 import jax
@@ -32,6 +34,23 @@ def test_a_checkpoint_keeps_every_bit(tmp_path):
         assert (leaf.dtype, np.asarray(leaf).tobytes()) == (expected.dtype, expected.tobytes())
     assert rundir.read_config(folder) == {"a": 1}
     assert rundir.read_metrics(folder) == RECORDS
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="nobody to ask for room")
+def test_a_save_that_has_no_room_does_not_begin(tmp_path, monkeypatch):
+    """Where the array store finds that out, its threads print tracebacks."""
+    saved(tmp_path, 1)
+    asked = []
+
+    def full(descriptor, start, length):
+        asked.append(length)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(rundir.DiskError, match=r"No space left on device; free some space"):
+        saved(tmp_path, 2, {"weights": np.zeros(10**6, np.float32)})
+    assert asked[0] > 4 * 10**6
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
 def test_the_newest_are_kept(tmp_path):

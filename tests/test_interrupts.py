@@ -80,8 +80,12 @@ cli.main(["samples"])
         assert process.stderr.read() == "mnist-jax: interrupted\n"
 
 
-def test_a_second_ctrl_c_stops_in_the_middle_of_an_epoch(tmp_path):
-    """The epochs of this network take minutes; both signals come in its first one."""
+@pytest.mark.parametrize("first", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
+def test_ctrl_c_after_a_signal_stops_in_the_middle_of_an_epoch(tmp_path, first):
+    """The epochs of this network take minutes; all signals come in its first one.
+
+    A scheduler may send SIGTERM twice, and only Ctrl-C is somebody who does not want to wait.
+    """
     wide = "train --dataset digits --hidden 4000 4000 4000 --batch-size 1 --epochs 9"
     args = [sys.executable, "-m", "mnist_jax", *wide.split(), "--out", str(tmp_path / "wide")]
     with subprocess.Popen(args, stderr=subprocess.PIPE, text=True) as process:
@@ -89,9 +93,11 @@ def test_a_second_ctrl_c_stops_in_the_middle_of_an_epoch(tmp_path):
         watch.start()
         while process.poll() is None and not (tmp_path / "wide" / "metrics.jsonl").exists():
             pass
-        for _ in range(2):
-            process.send_signal(signal.SIGINT)
-            assert process.stderr.readline()
+        process.send_signal(first[0])
+        assert "ending what is under way" in process.stderr.readline()
+        for number in (*first[1:], signal.SIGINT):
+            process.send_signal(number)
+        assert process.stderr.readline() == "mnist-jax: interrupted\n"
         assert process.wait() == 130
         watch.cancel()
     assert rundir.read_metrics(tmp_path / "wide") == []
