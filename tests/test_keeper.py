@@ -122,6 +122,16 @@ def test_damaged_checkpoints_are_left_out(part, whole, spoiled, capsys):
     assert_same(part, whole)
 
 
+def test_a_damaged_last_checkpoint_makes_way_for_another(whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole.path, run)
+    (folder,) = checkpoint.all_of(run)
+    (folder / "SHA256SUMS").write_bytes(b"")
+    fit(SMALL, run, resume=True)
+    assert_same(run, whole)
+    assert folder.with_suffix(".damaged").is_dir()
+
+
 @pytest.mark.parametrize("content", [None, b"", b"{}", b'{"epochs": 1'])
 def test_where_nothing_is_whole_it_starts_anew(part, whole, content, capsys):
     for folder in checkpoint.all_of(part):
