@@ -37,6 +37,16 @@ class Compiling:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OfRun(Compiling):
+    """What the commands share that need a run and its data."""
+
+    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run folder that train made."""
+    data_dir: Path | None = None
+    """Where the data are now, if they have moved since."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(Compiling):
     """Train networks, count their test errors, and keep it all in a run folder."""
 
@@ -85,13 +95,8 @@ class Train(Compiling):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate(Compiling):
+class Evaluate(OfRun):
     """Count the test errors of a run again, from its checkpoint."""
-
-    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """A run folder that train made."""
-    data_dir: Path | None = None
-    """Where the data are now, if they have moved since."""
 
     def run(self) -> None:
         """Prints the result and the accuracy of each class."""
@@ -157,13 +162,8 @@ class Predict(Compiling):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plot(Compiling):
+class Plot(OfRun):
     """Draw the figures of a run again."""
-
-    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """A run folder that train made."""
-    data_dir: Path | None = None
-    """Where the data are now, if they have moved since."""
 
     def run(self) -> None:
         """Prints the path of each figure."""

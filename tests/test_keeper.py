@@ -122,11 +122,16 @@ def test_damaged_checkpoints_are_left_out(part, whole, spoiled, capsys):
     assert_same(part, whole)
 
 
-def test_a_damaged_last_checkpoint_makes_way_for_another(whole, tmp_path):
+def test_a_damaged_last_checkpoint_makes_way_for_another(whole, tmp_path, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(whole.path, run)
     (folder,) = checkpoint.all_of(run)
     (folder / "SHA256SUMS").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "epoch_done", stopping_after(2))
+        with pytest.raises(Stop):
+            fit(SMALL, run, resume=True)
+    assert not (run / "summary.json").exists()  # it would be about a run that is not done
     fit(SMALL, run, resume=True)
     assert_same(run, whole)
     assert folder.with_suffix(".damaged").is_dir()
