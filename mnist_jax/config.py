@@ -1,7 +1,6 @@
 """All that decides a run, in one frozen dataclass: default, flag and help text stand together."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -132,8 +131,8 @@ class Config:
             require(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("input_dropout", "dropout", "momentum"):
             require(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        require(self, "learning_rate", 0 < self.learning_rate < math.inf, "a number above 0")
-        require(self, "weight_decay", 0 <= self.weight_decay < math.inf, "0 or more")
+        require(self, "learning_rate", 0 < self.learning_rate < 1e38, "above 0 and below 1e38")
+        require(self, "weight_decay", 0 <= self.weight_decay < 1e38, "at least 0 and below 1e38")
         last_seed = self.seed + self.seeds - 1
         require(self, "seed", self.seed >= 0 and last_seed < 2**32, "seeds from 0 to 4294967295")
 

@@ -137,7 +137,7 @@ def weights(
 
     Ink on red raises the unit's value, ink on blue lowers it. All share one colour scale.
     """
-    kernel = np.asarray(kernel)
+    kernel = np.asarray(kernel, np.float64)  # squares of float32 may be too large for it
     strongest = np.sort(np.argsort(-np.linalg.norm(kernel, axis=0), kind="stable")[:most])
     pictures = kernel.T[strongest].reshape(-1, *image_shape)
     limit = np.quantile(np.abs(pictures), 0.999) or 1.0

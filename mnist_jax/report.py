@@ -157,8 +157,9 @@ def probabilities(run: Run, images: Images) -> Float[np.ndarray, "n classes"]:
     """What the network of the first seed makes of `images`."""
     with memory_errors(run.config):
         logits = np.asarray(population.predict(run.recipe, run.states, images))[0]
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return odds / odds.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # a network that diverged has no answers
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return odds / odds.sum(axis=1, keepdims=True)
 
 
 def draw(run: Run, dataset: Dataset, summary: dict[str, Any], path: Path) -> list[str]:

@@ -31,6 +31,7 @@ from mnist_jax.config import Config, InputError, from_json, to_json
         ("learning_rate", -1.0),
         ("learning_rate", math.inf),
         ("learning_rate", math.nan),
+        ("learning_rate", 1e39),  # float32 has no such number
         ("weight_decay", -1e-4),
         ("seed", -1),
         ("seed", 2**32),

@@ -160,6 +160,24 @@ def test_a_finished_run_is_mended(whole, tmp_path, name):
     assert_same(run, whole)
 
 
+def test_a_run_that_is_not_whole_is_not_loaded(whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole.path, run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "seed": 7}))
+    with pytest.raises(InputError, match=r"config.json is not what .* was made with; .*--resume"):
+        load_run(run)
+    (run / "config.json").write_text(json.dumps(config))
+    load_run(run)
+    files = [file for file in (run / "checkpoints").rglob("*") if file.is_file()]
+    file = max(files, key=lambda file: file.stat().st_size)  # of weights, which may be any number
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"checkpoints/176 is damaged; .*--resume"):
+        load_run(run)
+
+
 def test_an_edited_number_in_a_summary_is_noticed(whole, tmp_path):
     shutil.copy(whole.path / "summary.json", tmp_path)
     text = (tmp_path / "summary.json").read_text()
@@ -241,6 +259,19 @@ def test_a_run_in_use_is_refused(tmp_path):
         pytest.raises(InputError, match="in use by another process"),
     ):
         fit(SMALL, tmp_path / "run", resume=True)
+
+
+def test_a_folder_that_another_process_took_meanwhile_is_refused(tmp_path):
+    file = tmp_path / "run" / "config.json"
+
+    def recipe(*args):
+        file.parent.mkdir()
+        file.write_text("another's")
+        return default_recipe(*args)
+
+    with pytest.raises(InputError, match="exists already; choose another --out"):
+        fit(SMALL, tmp_path / "run", recipe)
+    assert file.read_text() == "another's"
 
 
 # A disk that fails
@@ -400,6 +431,18 @@ def test_a_run_ends_when_its_last_network_has_stopped(tmp_path):
         "seconds": 0,
         "resumed_from_epoch": 0,
     }
+
+
+def test_the_last_step_may_be_the_one_that_diverges(tmp_path):
+    """All losses in training were finite, and those of the weights that came of it are not."""
+    config = Config(
+        dataset="digits", hidden=(16,), epochs=1, batch_size=1437, learning_rate=1e30, seeds=2
+    )
+    run = fit(config, tmp_path / "run")
+    (record,) = rundir.read_metrics(run.path)
+    assert None not in record["train_loss"]
+    found = [(where["seed"], where["step"]) for where in rundir.read_summary(run.path)["diverged"]]
+    assert found == [(0, 1), (1, 1)]
 
 
 def test_hostile_configs_are_refused(whole, tmp_path):
