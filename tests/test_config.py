@@ -30,6 +30,7 @@ from mnist_jax.config import Config, InputError, from_json, to_json
         ("learning_rate", 0.0),
         ("learning_rate", -1.0),
         ("learning_rate", math.inf),
+        ("hidden", 1001 * (1,)),
         ("learning_rate", math.nan),
         ("learning_rate", 1e39),  # float32 has no such number
         ("weight_decay", -1e-4),

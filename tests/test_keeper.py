@@ -100,6 +100,12 @@ def test_a_finished_run_is_said_to_be_and_left_alone(whole, tmp_path, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in whole.path.rglob("*.png")}
 
 
+def test_a_summary_of_another_step_does_not_end_a_run(part, whole):
+    shutil.copy(whole.path / "summary.json", part)
+    fit(SMALL, part, resume=True)
+    assert_same(part, whole)
+
+
 def test_metrics_beyond_the_checkpoint_are_dropped(part, whole):
     rundir.append_metrics(part, {"epoch": 4, "step": 176, "train_loss": [9.0, 9.0]})
     checkpoint.clear(part, part / "checkpoints" / "88")
@@ -227,7 +233,14 @@ def test_data_may_move(tmp_path, monkeypatch):
             fit(Config(**{**vars(config), "data_dir": places[0]}), tmp_path / "run", saving=OFTEN)
     fit(Config(**{**vars(config), "data_dir": places[1]}), tmp_path / "run", resume=True)
     assert rundir.read_config(tmp_path / "run")["data_dir"] == str(places[1])
-    assert load_run(tmp_path / "run").config.data_dir == places[1]
+    run = load_run(tmp_path / "run")
+    assert run.config.data_dir == places[1]
+
+    images, *others = tiny_arrays()
+    write_idx(tmp_path / "others", (images ^ 1, *others))
+    assert report.load_data(run, places[0]).sha256 == run.data_sha256
+    with pytest.raises(InputError, match=r"is not what .* was trained on: its images or labels"):
+        report.load_data(run, tmp_path / "others")
 
 
 def test_another_environment_is_warned_of(part, whole, monkeypatch, capsys):
