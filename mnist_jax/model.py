@@ -85,6 +85,19 @@ class MLP(nn.Module):
         return logits(x)
 
 
+class Layer(NamedTuple):
+    """The numbers of a dense layer: it computes `inputs @ kernel + bias`."""
+
+    kernel: Float[AnyArray, "inputs units"]
+    bias: Float[AnyArray, "units"]
+
+
+def layers(params: PyTree) -> tuple[Layer, ...]:
+    """The dense layers of an `MLP` with these parameters, from the pixels to the logits."""
+    dense = (params[f"Dense_{i}"] for i in range(len(params)))
+    return tuple(Layer(layer["kernel"], layer["bias"]) for layer in dense)
+
+
 def from_linen(module: nn.Module, pixels: int) -> Model:
     """The pure pair of a Linen module that is called with `(inputs, train)`."""
 

@@ -153,6 +153,11 @@ def in_words(summary: dict[str, Any]) -> str:
     )
 
 
+def first_seed(run: Run) -> TrainState:
+    """The network of the first seed, which stands for all in pictures."""
+    return jax.tree.map(lambda leaf: leaf[0], run.states)
+
+
 def probabilities(run: Run, images: Images) -> Float[np.ndarray, "n classes"]:
     """What the network of the first seed makes of `images`."""
     with memory_errors(run.config):
