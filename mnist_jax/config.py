@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from mnist_jax.notebook import OneLine
+
 Activation = Literal[
     "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus", "sigmoid", "tanh"
 ]
@@ -23,11 +25,11 @@ MOST = 10**6
 """The largest width, batch and count of epochs and seeds; what fits in memory is often less."""
 
 
-class InputError(Exception):
+class InputError(OneLine, Exception):
     """Something a person gave cannot be used; the message says what, why and what to do."""
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(OneLine, KeyboardInterrupt):
     """A signal stopped a run, which can go on; the message says how far it came."""
 
     def __init__(self, number: int, run: Path | None, message: str) -> None:
@@ -36,7 +38,7 @@ class Interrupted(KeyboardInterrupt):
         self.run = run
 
 
-class Rescued(Exception):
+class Rescued(OneLine, Exception):
     """The disk failed a run that is done; the message says where it is now, or that it is lost."""
 
     def __init__(self, run: Path | None, message: str) -> None:

@@ -119,13 +119,11 @@ def fetch(name: str) -> list[Path]:
 def _download(source: Published, path: Path) -> None:
     """Fetches `source`, of which nothing counts before its last byte is verified, to `path`."""
     with IMPORTING:
-        from tqdm.auto import tqdm
+        from mnist_jax.progress import bar
 
     received, hashed = 0, hashlib.sha256()
-    bar = tqdm(
-        total=source.size, desc=path.name, unit="B", unit_scale=True, delay=2, disable=None
-    )  # on a terminal, and only if it takes some time
-    with _open(source.url) as response, replacing(path) as stream, bar:
+    shown = bar(total=source.size, desc=path.name, unit="B", unit_scale=True, delay=2, disable=None)
+    with _open(source.url) as response, replacing(path) as stream, shown:
         response.raise_for_status()
         for block in response.iter_content(2**16):
             received += len(block)
@@ -133,7 +131,7 @@ def _download(source: Published, path: Path) -> None:
                 break
             hashed.update(block)
             stream.write(block)
-            bar.update(len(block))
+            shown.update(len(block))
         if received != source.size or hashed.hexdigest() != source.sha256:
             raise DataUnavailable(
                 f"{source.url} came damaged, try again: {received:,} bytes with the SHA-256 "

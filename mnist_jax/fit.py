@@ -32,6 +32,7 @@ from mnist_jax.report import Run, draw, in_words, is_finished, measure, memory_e
 from mnist_jax.resume import find_checkpoint, mend
 from mnist_jax.rundir import Json
 from mnist_jax.train import Recipe, default_recipe, steps_per_epoch
+from mnist_jax.watch import Watcher, require_tensorboard, watchers
 
 MakeRecipe = Callable[[Config, int, int, int], Recipe]
 """(config, pixels, classes, training images) -> recipe, as `default_recipe` does it."""
@@ -47,6 +48,7 @@ def fit(
     dataset: Dataset | None = None,
     saving: Saving = SAVING,
     resume: bool = False,
+    tensorboard: bool = False,
 ) -> Run:
     """Trains the networks of `config`, counts their test errors once, and keeps it all in `out`.
 
@@ -60,6 +62,7 @@ def fit(
         saving: when checkpoints are made.
         resume: go on with the run in `out` from its newest whole checkpoint, as if it had never
             stopped; start it where there is none, and leave it alone where it is finished.
+        tensorboard: also write event files for TensorBoard, to `out`/tensorboard.
 
     Raises:
         InputError: the data, the config or the folder cannot be used, and nothing is left behind.
@@ -71,6 +74,8 @@ def fit(
     started = begun if started is None else started
     seconds["startup"] = begun - started
 
+    if tensorboard:
+        require_tensorboard()
     if resume and not out:
         raise InputError("--resume needs --out RUN, the folder of the run to go on with")
     if out:
@@ -125,7 +130,10 @@ def fit(
             listening(patient=True) as received,
             Keeper(out, about, saving, list(records)) as keeper,
         ):
-            run = _train(run, training, validation, side_by_side, keeper, seconds, received)
+            watching = watchers(run, records, tensorboard)
+            run = _train(
+                run, training, validation, side_by_side, keeper, watching, seconds, received
+            )
             summary = _test(run, dataset, keeper, seconds)
             if keeper.lost:
                 raise Rescued(None, f"{keeper.lost}. What it came to: {in_words(summary)}")
@@ -140,6 +148,8 @@ def fit(
                     rundir.write_summary(path, summary)
 
             keeper.keep(write)
+            for watcher in watching:
+                watcher.run_done(keeper.run, summary)
         if keeper.failure:
             raise Rescued(keeper.run, f"{keeper.failure}. The whole run is in {keeper.run} instead")
         return run._replace(path=keeper.run)
@@ -151,6 +161,7 @@ def _train(
     validation: Examples,
     side_by_side: int,
     keeper: Keeper,
+    watching: list[Watcher],
     seconds: dict[str, float],
     received: Received,
 ) -> Run:
@@ -198,6 +209,8 @@ def _train(
             record |= {"seconds": taken, "images_per_second": seen * config.seeds / taken}
             keeper.epoch_done(record, states)
             show(record)
+            for watcher in watching:
+                watcher.epoch_done(record, states)
     with _timed(seconds, "save"):
         keeper.training_done(states)
     if received.number:

@@ -33,7 +33,7 @@ def listening(patient: bool) -> Iterator[Received]:
     writer.setblocking(False)
 
     def receive(number: int, _: object) -> None:
-        if received.number and "ipykernel" in sys.modules:
+        if "ipykernel" in sys.modules and (received.number or not patient):
             raise KeyboardInterrupt  # a notebook outlives what it runs
         received.number = received.number or number
 

@@ -9,7 +9,45 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
+
+from mnist_jax.notebook import in_notebook
+
+
+class NotebookBar(tqdm):
+    """The bar as a line of text that a notebook replaces, and keeps when it is saved.
+
+    tqdm's own bar for notebooks needs ipywidgets, and warns where they are missing.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        from IPython.display import display
+
+        self._handle: Any = None
+        super().__init__(**{**options, "dynamic_ncols": False}, gui=True)  # no terminal is used
+        self._handle = display(self._line(), raw=True, display_id=True)
+
+    def _line(self) -> dict[str, str]:
+        return {"text/plain": str(self)}
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Replaces the line."""
+        if self._handle:
+            self._handle.update(self._line(), raw=True)
+
+    def clear(self, nolock: bool = False) -> None:
+        """Leaves the line, which other output is not mixed with."""
+
+    def close(self) -> None:
+        """Shows how it ended."""
+        if not self.disable:
+            self.display()
+        super().close()
+
+
+def bar(**options: Any) -> tqdm:
+    """tqdm's bar, or the same in a notebook."""
+    return (NotebookBar if in_notebook() else tqdm)(**options)
 
 
 @contextmanager
@@ -19,10 +57,10 @@ def progress(epochs: int, seeds: int, done: int = 0) -> Iterator[Callable[[dict[
     It shows the loss and accuracy so far, images per second and the time left. `done` epochs are
     over already.
     """
-    live = sys.stderr.isatty() or "ipykernel" in sys.modules
+    live = sys.stderr.isatty() or in_notebook()
     layout = "{bar:8} {n}/{total}, {elapsed} so far, {remaining} left, {desc}"
-    bar = tqdm(total=epochs, initial=done, disable=not live, dynamic_ncols=True, bar_format=layout)
-    bar.set_description_str("in the first epoch" if not done else f"in epoch {done + 1}")
+    shown = bar(total=epochs, initial=done, disable=not live, dynamic_ncols=True, bar_format=layout)
+    shown.set_description_str("in the first epoch" if not done else f"in epoch {done + 1}")
 
     def show(record: dict[str, Any]) -> None:
         words = [
@@ -35,9 +73,9 @@ def progress(epochs: int, seeds: int, done: int = 0) -> Iterator[Callable[[dict[
         words.append(f"{record['images_per_second']:,.0f} images/s")
         if seeds > 1:
             words.append(f"means of {seeds} seeds")
-        bar.set_description_str(", ".join(words), refresh=False)
+        shown.set_description_str(", ".join(words), refresh=False)
         with suppress(OSError):
-            bar.update()
+            shown.update()
         if not live:
             left = record["seconds"] * (epochs - record["epoch"])
             words = [f"epoch {record['epoch']}/{epochs}", f"{left:.0f} s left", *words]
@@ -49,7 +87,7 @@ def progress(epochs: int, seeds: int, done: int = 0) -> Iterator[Callable[[dict[
         """Keeps the clock running through a long epoch, which is one call to the device."""
         while not ended.wait(0.5):
             with suppress(OSError):
-                bar.refresh()
+                shown.refresh()
 
     if live:
         threading.Thread(target=tick, daemon=True).start()
@@ -58,7 +96,7 @@ def progress(epochs: int, seeds: int, done: int = 0) -> Iterator[Callable[[dict[
     finally:
         ended.set()
         with suppress(OSError):
-            bar.close()
+            shown.close()
 
 
 def say(message: str) -> None:

@@ -194,19 +194,24 @@ def draw(run: Run, dataset: Dataset, summary: dict[str, Any], path: Path) -> lis
             f"{network}: the surest mistakes",
         ),
     }
-    pixels = run.image_shape[0] * run.image_shape[1]
-    kernels = [
-        np.asarray(leaf)[0]
-        for leaf in jax.tree.leaves(run.states.params)
-        if leaf.ndim == 3 and leaf.shape[1] == pixels
-    ]
-    if kernels:
-        shown = f"what the strongest of the {kernels[0].shape[1]} first-layer units look for"
+    kernel = first_kernel(run.states, run.image_shape)
+    if kernel is not None:
+        shown = f"what the strongest of the {kernel.shape[1]} first-layer units look for"
         title = f"{network}: {shown}\nink on red excites the unit, ink on blue inhibits it"
-        figures["weights"] = plots.weights(kernels[0], run.image_shape, title)
+        figures["weights"] = plots.weights(kernel, run.image_shape, title)
     for figure_name, figure in figures.items():
         rundir.save_figure(path, figure_name, figure)
     return list(figures)
+
+
+def first_kernel(
+    states: TrainState, image_shape: tuple[int, int]
+) -> Float[np.ndarray, "pixels units"] | None:
+    """The weights of the first seed's first layer, if it has one of the form of a dense layer."""
+    pixels = image_shape[0] * image_shape[1]
+    leaves = jax.tree.leaves(states.params)
+    kernels = (leaf[0] for leaf in leaves if leaf.ndim == 3 and leaf.shape[1] == pixels)
+    return next(map(np.asarray, kernels), None)
 
 
 @contextmanager

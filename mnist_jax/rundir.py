@@ -5,6 +5,8 @@
     RUN/checkpoints/     what it needs to go on (see checkpoint.py)
     RUN/summary.json     what came of it
     RUN/figures/*.png
+    RUN/page.html        the page of `mnist-jax page`, if it was asked for
+    RUN/tensorboard/     the event files of --tensorboard, likewise
 
 Every file is whole or absent: it is written under another name and renamed.
 """
@@ -108,12 +110,7 @@ def write_metrics(run: Path, records: list[Json]) -> None:
 
 def append_metrics(run: Path, record: Json) -> None:
     """Adds one line; where that fails, the file stays as it was."""
-    file, line = run / "metrics.jsonl", _line(record).encode()
-    with _disk_errors(file), file.open("ab", buffering=0) as stream:
-        size = stream.tell()
-        if stream.write(line) < len(line):
-            stream.truncate(size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    append_bytes(run / "metrics.jsonl", _line(record).encode())
 
 
 def read_metrics(run: Path) -> list[Json]:
@@ -161,6 +158,17 @@ def write_bytes(file: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def append_bytes(file: Path, content: bytes) -> None:
+    """Adds all of `content`, or leaves `file` as it was."""
+    with _disk_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab", buffering=0) as stream:
+            size = stream.tell()
+            if stream.write(content) < len(content):
+                stream.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_bytes(file: Path, most: int = LARGEST_METRICS) -> bytes:

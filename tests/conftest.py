@@ -1,7 +1,10 @@
 """Strict rules for every test, and the data they share."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from jaxtyping import install_import_hook
@@ -10,6 +13,7 @@ from jaxtyping import install_import_hook
 install_import_hook("mnist_jax", "beartype.beartype")
 
 import jax
+import matplotlib
 import numpy as np
 import pytest
 
@@ -89,6 +93,35 @@ def tiny_arrays(train=40, test=20, height=3, width=2, classes=3):
         random.integers(0, 256, (test, height, width), np.uint8),
         np.arange(test, dtype=np.uint8) % classes,
     )
+
+
+EXECUTE = """
+import sys, nbformat
+from nbclient import NotebookClient
+notebook = nbformat.reads(sys.stdin.read(), as_version=4)
+NotebookClient(notebook, timeout=600, kernel_name="python3", allow_errors=True).execute()
+print(nbformat.writes(notebook))
+"""
+
+
+def executed(notebook: str, folder: Path, **env: str) -> list[dict]:
+    """The cells of a notebook (its JSON) that a kernel has executed in `folder`."""
+    done = subprocess.run(
+        [sys.executable, "-c", EXECUTE],
+        input=notebook,
+        cwd=folder,
+        env={
+            **os.environ,
+            "MPLCONFIGDIR": matplotlib.get_cachedir(),  # looking for fonts takes seconds
+            **{name: str(folder / name) for name in ("IPYTHONDIR", "JUPYTER_DATA_DIR")},
+            **env,
+        },
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["cells"]
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
