@@ -13,19 +13,24 @@ import shlex
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import tyro
 
 from mnist_jax.config import Config, InputError, Interrupted, Rescued, Saving
 from mnist_jax.interrupts import listening
+from mnist_jax.notebook import in_notebook
 
 STARTED = time.perf_counter() - time.process_time()
 """When the process started: what it has computed so far is what it took to get here."""
 
 PICTURE_FORMATS = (".png", ".jpg", ".pdf", ".svg")
+
+SHADES = " .:-=+*#%@"
+"""From black to white, as characters of light on a dark ground."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,8 @@ class Train(Compiling):
     """The run folder; by default a new one under runs/."""
     resume: bool = False
     """Go on with the run in --out, or start it there, or say that it is finished."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard, to RUN/tensorboard; needs tensorboardX."""
     saving: tyro.conf.OmitArgPrefixes[Saving]
 
     def run(self) -> None:
@@ -81,10 +88,11 @@ class Train(Compiling):
 
         path = fit(
             *(self.config, self.out),
-            started=STARTED,
+            started=None if in_notebook() else STARTED,
             dataset=dataset,
             saving=self.saving,
             resume=self.resume,
+            tensorboard=self.tensorboard,
         ).path
         summary = rundir.read_summary(path)
         print(in_words(summary))
@@ -121,44 +129,67 @@ class Predict(Compiling):
     """Pictures of one digit each."""
     json: bool = False
     """Print a JSON list, one object an image."""
+    picture: Path | None = None
+    """A file for a figure: each photo, what the network saw of it, and the probabilities."""
 
     def run(self) -> None:
-        """Prints an answer for each image."""
+        """Prints an answer for each image, and under it what the network saw."""
         if not self.images:
             raise InputError("predict needs at least one image after the run folder")
+        if self.picture:
+            self._check_picture(self.picture)
         import numpy as np
+        from PIL import Image
 
         from mnist_jax.photo import read_photo, to_digit
         from mnist_jax.report import load_run, probabilities
 
-        pictures = [(file, read_photo(file)) for file in self.images]
         run = load_run(self.run_folder)
-        digits = []
-        for file, picture in pictures:
+        digits, small = [], []
+        for file in self.images:
+            photo = read_photo(file)
             try:
-                digits.append(to_digit(picture, run.image_shape))
+                digits.append(to_digit(photo, run.image_shape))
             except InputError as error:
                 raise InputError(f"{file}: {error}") from None
+            if self.picture:
+                thumbnail = Image.fromarray(photo)
+                thumbnail.thumbnail((256, 256))
+                small.append(np.asarray(thumbnail))
+        shares = probabilities(run, np.stack(digits))
+        if self.picture:
+            from mnist_jax import plots
+
+            names = [file.name for file in self.images]
+            figure = plots.answers(small, np.stack(digits), shares, run.class_names, names)
+            try:
+                figure.savefig(self.picture, dpi=150)
+            except OSError as error:
+                raise InputError(
+                    f"cannot write {self.picture}: {error.strerror}; choose another --picture"
+                ) from None
         answers = []
-        for file, shares in zip(self.images, probabilities(run, np.stack(digits)), strict=True):
-            answers.append(
-                {
-                    "file": str(file),
-                    "label": int(shares.argmax()),
-                    "name": run.class_names[shares.argmax()],
-                    "probabilities": shares.tolist(),
-                }
-            )
+        for file, digit, share in zip(self.images, digits, shares, strict=True):
+            first, second = int(share.argmax()), int(np.argsort(share)[-2])
+            name = run.class_names[first]
+            values = {"label": first, "name": name, "probabilities": share.tolist()}
+            answers.append({"file": str(file), **values})
+            if not self.json:
+                others = f"next {run.class_names[second]}, {share[second]:.1%}"
+                print(f"{file}: {name} ({share[first]:.1%}; {others})")
+                pairs = digit[: len(digit) // 2 * 2].reshape(-1, 2, digit.shape[1])
+                for row in pairs.mean(axis=1).astype(int):  # a character is twice as high as wide
+                    line = "".join(SHADES[grey * len(SHADES) // 256] for grey in row)
+                    print(f"  {line}".rstrip())
         if self.json:
             print(json.dumps(answers, indent=2))
-            return
-        for answer in answers:
-            shares = answer["probabilities"]
-            second = int(np.argsort(shares)[-2])
-            print(
-                f"{answer['file']}: {answer['name']} ({shares[answer['label']]:.1%}; "
-                f"next {run.class_names[second]}, {shares[second]:.1%})"
-            )
+
+    def _check_picture(self, file: Path) -> None:
+        if file.suffix.lower() not in PICTURE_FORMATS or file.is_dir():
+            known = ", ".join(PICTURE_FORMATS)
+            raise InputError(f"--picture {file} cannot be used: it takes a file name in {known}")
+        if len(self.images) > 20:
+            raise InputError(f"--picture shows at most 20 images, and here are {len(self.images)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,6 +212,47 @@ class Plot(OfRun):
             ) from None
         for name in names:
             print(run.path / "figures" / f"{name}.png")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Explain(OfRun):
+    """Draw what the network of a run's first seed knows, and how it came to know it."""
+
+    image: int = 0
+    """The test image whose way through the network is shown, counted from 0."""
+
+    def run(self) -> None:
+        """Prints the path of each figure as it is drawn."""
+        from mnist_jax import rundir
+        from mnist_jax.explain import figures
+        from mnist_jax.report import load_data, load_run
+
+        run = load_run(self.run_folder)
+        for name, figure in figures(run, load_data(run, self.data_dir), self.image):
+            rundir.save_figure(run.path, name, figure)
+            print(run.path / "figures" / f"{name}.png", flush=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Page(OfRun):
+    """Write a web page that reads what one draws, with the network of a run's first seed inside."""
+
+    out: Path | None = None
+    """The file to write; by default page.html in the run folder."""
+
+    def run(self) -> None:
+        """Writes the page, and says where it is and how large."""
+        from mnist_jax import rundir
+        from mnist_jax.page import html
+        from mnist_jax.report import load_data, load_run
+
+        run = load_run(self.run_folder)
+        file = self.out or run.path / "page.html"
+        if file.is_dir():
+            raise InputError(f"--out {file} cannot be used: it is a folder; name a file")
+        content = html(run, load_data(run, self.data_dir)).encode()
+        rundir.write_bytes(file, content)
+        print(f"{file} ({len(content) / 1e6:.2f} MB): open it in a browser and draw")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +295,8 @@ COMMANDS = {
     "evaluate": Evaluate,
     "predict": Predict,
     "plot": Plot,
+    "explain": Explain,
+    "page": Page,
     "samples": Samples,
 }
 
@@ -246,15 +320,22 @@ def main(args: Sequence[str] | None = None) -> None:
         if isinstance(error, BrokenPipeError):  # whoever read our output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        print(f"mnist-jax: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(InputError(str(error)), 2)
     except Rescued as rescued:
-        print(f"mnist-jax: {rescued}", file=sys.stderr)
-        sys.exit(1)
+        _leave(rescued, 1)
     except Interrupted as stopped:
         going_on = f"; go on with: {_resuming(args, stopped.run)}" if stopped.run else ""
-        print(f"mnist-jax: {stopped}{going_on}", file=sys.stderr)
-        sys.exit(128 + stopped.number)
+        number, run = stopped.number, stopped.run
+        _leave(Interrupted(number, run, f"{stopped}{going_on}"), 128 + number)
+
+
+def _leave(why: InputError | Rescued | Interrupted, code: int) -> NoReturn:
+    """Says `why` in a line and exits; a notebook, which stays, says it itself."""
+    if in_notebook():
+        warnings.filterwarnings("ignore", "Unknown failure executing module")  # so %run -m adds
+        raise why from None
+    print(f"mnist-jax: {why}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _resuming(args: Sequence[str], run: Path) -> str:
@@ -268,7 +349,7 @@ def _resuming(args: Sequence[str], run: Path) -> str:
     return shlex.join(["mnist-jax", *kept, "--out", str(run), "--resume"])
 
 
-def _parse(args: Sequence[str]) -> Train | Evaluate | Predict | Plot | Samples:
+def _parse(args: Sequence[str]) -> Train | Evaluate | Predict | Plot | Explain | Page | Samples:
     """The command that `args` spell, or an InputError in one line."""
     complaint = io.StringIO()
     try:

@@ -75,7 +75,7 @@ def published(name: str) -> list[Published]:
         }
         urls = [urljoin(folders[name], f"{idx_name}.gz") for idx_name in IDX_NAMES]
     known = checksums.get_all_url_infos()
-    return [Published(url, known[url].size, known[url].checksum) for url in urls]
+    return [Published(url, int(known[url].size), known[url].checksum) for url in urls]
 
 
 def is_intact(file: Path, source: Published) -> bool:
@@ -122,8 +122,12 @@ def _download(source: Published, path: Path) -> None:
         from mnist_jax.progress import bar
 
     received, hashed = 0, hashlib.sha256()
-    shown = bar(total=source.size, desc=path.name, unit="B", unit_scale=True, delay=2, disable=None)
-    with _open(source.url) as response, replacing(path) as stream, shown:
+    look = {"unit": "B", "unit_scale": True, "delay": 2, "disable": None}
+    with (
+        _open(source.url) as response,
+        replacing(path) as stream,
+        bar(total=source.size, desc=path.name, **look) as shown,
+    ):
         response.raise_for_status()
         for block in response.iter_content(2**16):
             received += len(block)

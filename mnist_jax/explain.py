@@ -17,7 +17,7 @@ from mnist_jax.inside import Network
 from mnist_jax.model import PyTree, layers
 from mnist_jax.preprocess import Inputs, Labels
 from mnist_jax.progress import bar, say
-from mnist_jax.report import Run, first_seed
+from mnist_jax.report import Run, dense_layers, first_seed
 from mnist_jax.train import steps_per_epoch
 
 COST_IMAGES = 1000
@@ -55,21 +55,6 @@ class Trajectory(NamedTuple):
     params: tuple[PyTree, ...]
 
 
-def take_apart(run: Run) -> Network:
-    """The network of the first seed, layer by layer.
-
-    Raises:
-        InputError: it diverged.
-    """
-    params = first_seed(run).params
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params)):
-        raise InputError(
-            f"the network of {run.path} diverged: its weights are no finite numbers; train it "
-            f"with a --learning-rate below {run.config.learning_rate}"
-        )
-    return Network(layers(params), getattr(jax.nn, run.config.activation))
-
-
 def train_again(run: Run, training: Examples) -> Trajectory:
     """The way of the first seed to where `run` is: a run repeats to the bit, so nobody kept it."""
     batch_size = run.config.batch_size
@@ -99,7 +84,8 @@ def figures(run: Run, dataset: Dataset, image: int = 0) -> Iterator[tuple[str, F
     Raises:
         InputError: the network diverged, or there is no such image.
     """
-    network, recipe, test = take_apart(run), run.recipe, dataset.test
+    network = Network(dense_layers(run), getattr(jax.nn, run.config.activation))
+    recipe, test = run.recipe, dataset.test
     if not 0 <= image < len(test.labels):
         raise InputError(f"--image {image} cannot be used: it takes 0 to {len(test.labels) - 1}")
     training, _ = data.hold_out(dataset.train, run.config.validation_images)

@@ -10,12 +10,16 @@ from typing import Any
 import matplotlib
 import numpy as np
 from jaxtyping import Float, Integer, Num
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mnist_jax.preprocess import AnyArray
 
 TRAINING, VALIDATION, TEST = "#1f77b4", "#d95f02", "black"
+
+SIGNED = "RdBu_r"
+"""Red raises, blue lowers, white does neither."""
 
 
 class Picture(Figure):
@@ -38,11 +42,13 @@ def samples(
     return _pictures(images, captions, title, cmap="gray", vmin=0, vmax=255)
 
 
-def curves(metrics: Sequence[dict[str, Any]], summary: dict[str, Any], title: str = "") -> Figure:
+def curves(
+    metrics: Sequence[dict[str, Any]], summary: dict[str, Any] | None, title: str = ""
+) -> Figure:
     """Loss and accuracy by epoch: a line for the mean over seeds, a band from lowest to highest.
 
     `metrics` is a record an epoch, as metrics.jsonl holds them; `summary` gives the test result,
-    a star at the end, as it is measured once.
+    a star at the end, as it is measured once; there is none before.
     """
     figure = Picture(figsize=(9, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
@@ -59,10 +65,11 @@ def curves(metrics: Sequence[dict[str, Any]], summary: dict[str, Any], title: st
             axes.fill_between(
                 epochs, values.min(axis=1), values.max(axis=1), color=color, alpha=0.25, lw=0
             )
-    star = {"marker": "*", "markersize": 11, "color": TEST, "linestyle": "none", "label": "test"}
-    tested = np.ma.masked_invalid(np.array(summary["test_loss"], float))
-    loss.plot(epochs[-1], np.ma.filled(tested.mean(), np.nan), **star)
-    accuracy.plot(epochs[-1], 100 - summary["test_error_percent_mean"], **star)
+    if summary:
+        star = {"marker": "*", "markersize": 11, "color": TEST, "ls": "none", "label": "test"}
+        tested = np.ma.masked_invalid(np.array(summary["test_loss"], float))
+        loss.plot(epochs[-1], np.ma.filled(tested.mean(), np.nan), **star)
+        accuracy.plot(epochs[-1], 100 - summary["test_error_percent_mean"], **star)
     loss.set(title="Loss (cross-entropy)", xlabel="epoch", ylim=(0, None))
     accuracy.set(title="Accuracy (%)", xlabel="epoch", ylim=(None, 100))
     for axes in (loss, accuracy):
@@ -143,8 +150,67 @@ def weights(
     limit = np.quantile(np.abs(pictures), 0.999) or 1.0
     captions = [f"unit {unit}" for unit in strongest]
     return _pictures(
-        pictures, captions, title, cmap="RdBu_r", vmin=-limit, vmax=limit, scale_label="weight"
+        pictures, captions, title, cmap=SIGNED, vmin=-limit, vmax=limit, scale_label="weight"
     )
+
+
+def answers(
+    photos: Sequence[Num[AnyArray, "rows columns"]],
+    digits: Num[AnyArray, "n height width"],
+    probabilities: Float[AnyArray, "n classes"],
+    class_names: Sequence[str],
+    titles: Sequence[str],
+) -> Figure:
+    """A row for each photo: itself under its title, what the network saw, what it makes of that.
+
+    Of many classes, the ten that the network finds most probable are shown.
+    """
+    shares = np.nan_to_num(np.asarray(probabilities))  # a network that diverged is sure of nothing
+    figure = Picture(figsize=(7, 1.9 * len(digits)), layout="constrained")
+    rows = figure.subplots(len(digits), 3, squeeze=False, width_ratios=(1, 1, 1.8))
+    for axes, photo, digit, share, title in zip(rows, photos, digits, shares, titles, strict=True):
+        axes[0].imshow(photo, cmap="gray", vmin=0, vmax=255)
+        axes[0].set_title(
+            title if len(title) <= 24 else f"{title[:10]}...{title[-11:]}", fontsize=9
+        )
+        axes[1].imshow(digit, cmap="gray", vmin=0, vmax=255)
+        axes[1].set_title("what the network saw", fontsize=9)
+        for image in axes[:2]:
+            image.set_axis_off()
+        best = int(share.argmax())
+        shown = np.sort(np.argsort(-share, kind="stable")[:10])
+        colors = [TRAINING if place == best else "0.75" for place in shown]
+        axes[2].bar(range(len(shown)), share[shown], color=colors)
+        names = [class_names[place] for place in shown]
+        axes[2].set_xticks(range(len(shown)), names, rotation=90 if max(map(len, names)) > 2 else 0)
+        axes[2].set_yticks([0, 1], ["0", "100 %"])
+        axes[2].set_ylim(0, 1)
+        axes[2].spines[["top", "right"]].set_visible(False)
+        percent = math.floor(1000 * share[best]) / 10
+        axes[2].set_title(f"{class_names[best]}, {percent} % sure", fontsize=9)
+    return figure
+
+
+def signed(
+    values: Float[AnyArray, "height width"], limit: float | None = None
+) -> Float[np.ndarray, "height width 3"]:
+    """Red above zero, blue below; in full colour at `limit`, or else at the largest value."""
+    limit = (float(np.abs(values).max()) if limit is None else limit) or 1.0
+    shares = Normalize(-limit, limit)(np.asarray(values, np.float64))
+    return matplotlib.colormaps[SIGNED](shares)[..., :3]
+
+
+def mosaic(
+    rows: Sequence[Sequence[Float[np.ndarray, "height width 3"]]], gap: int
+) -> Float[np.ndarray, "_ _ 3"]:
+    """Coloured pictures of one size in rows, on white: an axes for each would take seconds."""
+    height, width, _ = rows[0][0].shape
+    canvas = np.ones((len(rows) * (height + gap) - gap, len(rows[0]) * (width + gap) - gap, 3))
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            top, left = i * (height + gap), j * (width + gap)
+            canvas[top : top + height, left : left + width] = picture
+    return canvas
 
 
 def show(figure: Figure) -> bool:

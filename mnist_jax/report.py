@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from mnist_jax import checkpoint, data, population, rundir
 from mnist_jax.config import MOST, Config, InputError, from_json
 from mnist_jax.data import Dataset, Examples
+from mnist_jax.model import Layer, layers
 from mnist_jax.preprocess import Images
 from mnist_jax.train import Recipe, TrainState, default_recipe
 
@@ -156,6 +158,21 @@ def in_words(summary: dict[str, Any]) -> str:
 def first_seed(run: Run) -> TrainState:
     """The network of the first seed, which stands for all in pictures."""
     return jax.tree.map(lambda leaf: leaf[0], run.states)
+
+
+def dense_layers(run: Run) -> tuple[Layer, ...]:
+    """The layers of the network of the first seed, an MLP's.
+
+    Raises:
+        InputError: it diverged.
+    """
+    found = layers(first_seed(run).params)
+    if not all(bool(jnp.isfinite(array).all()) for layer in found for array in layer):
+        raise InputError(
+            f"the network of {run.path} diverged: some weights are no finite numbers; train it "
+            f"with a --learning-rate below {run.config.learning_rate}"
+        )
+    return found
 
 
 def probabilities(run: Run, images: Images) -> Float[np.ndarray, "n classes"]:

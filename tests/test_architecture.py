@@ -14,16 +14,17 @@ PACKAGE = Path(mnist_jax.__file__).parent
 
 # What each module may import.
 ALLOWED = {
-    "config": set(),
+    "notebook": set(),
+    "config": {"notebook"},
     "compiled": {"download"},
     "environment": set(),
     "preprocess": set(),
     "photo": {"config"},
-    "download": {"config"},
+    "download": {"config", "progress"},
     "sources": {"config", "download"},
     "rundir": {"config"},
     "checkpoint": {"config", "rundir"},
-    "progress": set(),
+    "progress": {"notebook"},
     "interrupts": {"progress"},
     "prng": set(),
     "plots": {"preprocess"},
@@ -33,17 +34,29 @@ ALLOWED = {
     "train": {"config", "data", "model", "optim", "preprocess"},
     "population": {"data", "preprocess", "prng", "train"},
     "report": {
-        *("checkpoint", "config", "data", "plots", "population", "preprocess", "rundir", "train")
+        *("checkpoint", "config", "data", "model", "plots", "population", "preprocess", "rundir"),
+        "train",
     },
     "keeper": {"checkpoint", "config", "progress", "rundir", "train"},
     "resume": {"checkpoint", "config", "progress", "report", "rundir"},
+    "inside": {"model", "preprocess"},
+    "explain_plots": {"plots", "preprocess"},
+    "explain": {
+        *("config", "data", "explain_plots", "inside", "model", "population", "preprocess"),
+        *("progress", "report", "train"),
+    },
+    "page": {"config", "data", "preprocess", "report"},
+    "watch": {
+        *("config", "notebook", "optim", "plots", "preprocess", "progress", "report", "rundir"),
+        "train",
+    },
     "fit": {
         *("checkpoint", "config", "data", "environment", "interrupts", "keeper", "optim"),
-        *("population", "progress", "report", "resume", "rundir", "train"),
+        *("population", "progress", "report", "resume", "rundir", "train", "watch"),
     },
     "cli": {
-        *("compiled", "config", "data", "download", "fit", "interrupts", "photo", "plots"),
-        *("report", "rundir"),
+        *("compiled", "config", "data", "download", "explain", "fit", "interrupts", "notebook"),
+        *("page", "photo", "plots", "report", "rundir"),
     },
 }
 
@@ -84,6 +97,7 @@ def test_importing_is_light():
     code = (
         "import sys, mnist_jax, mnist_jax.fit, mnist_jax.cli\n"
         "heavy = {'tensorflow', 'tensorflow_datasets', 'matplotlib', 'orbax', 'sklearn', 'PIL'}\n"
+        "heavy |= {'tensorboardX', 'IPython'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -178,10 +178,60 @@ def test_predictions_in_words(run, tmp_path, digits, capsys):
     Image.fromarray(digits.test.images[0]).save(file)
     code, out, _ = call(capsys, "predict", run, file)
     assert code == 0
-    found = re.fullmatch(rf"{re.escape(str(file))}: (\d) \([\d.]+%; next (\d), [\d.]+%\)\n", out)
+    words, *drawn = out.splitlines()
+    found = re.fullmatch(rf"{re.escape(str(file))}: (\d) \([\d.]+%; next (\d), [\d.]+%\)", words)
+    assert found
     (answer,) = json.loads(call(capsys, "predict", run, file, "--json")[1])
+    assert set(answer) == {"file", "label", "name", "probabilities"}
     best_two = np.argsort(answer["probabilities"])[:-3:-1]
     assert [int(word) for word in found.groups()] == best_two.tolist()
+    assert len(drawn) == 4  # half of the 8 rows
+    assert "\n".join(drawn).isascii()
+
+
+def test_what_the_network_saw_is_drawn_in_characters(mnist_run, tmp_path, capsys):
+    """A dark upright bar on a light page, wherever it stands, is a light bar in the middle."""
+    page = np.full((300, 200), 240, np.uint8)
+    page[20:220, 30:70] = 30
+    Image.fromarray(page).save(tmp_path / "bar.jpg")
+    code, out, err = call(capsys, "predict", mnist_run, tmp_path / "bar.jpg")
+    assert code == 0, err
+    _, *rows = out.splitlines()
+    assert len(rows) == 14
+    assert [row != "" for row in rows] == [False] * 2 + [True] * 10 + [False] * 2
+    for row in rows[2:-2]:
+        assert re.fullmatch(r" {14}@{4}", row)  # two, and 12 of 28
+
+
+def test_predictions_in_a_figure(mnist_run, mnist, tmp_path, capsys):
+    Image.fromarray(mnist.test.images[0]).save(tmp_path / "seven.png")
+    figure = tmp_path / "answers.png"
+    flags = [tmp_path / "seven.png", "--picture", figure]
+    plain = call(capsys, "predict", mnist_run, *flags[:1], "--json")
+    assert call(capsys, "predict", mnist_run, *flags, "--json") == plain  # nothing else is printed
+    with Image.open(figure) as picture:
+        assert picture.width > 2 * picture.height > 400
+
+
+def test_bad_photos_are_named_with_the_remedy_in_one_line(mnist_run, mnist, tmp_path, capsys):
+    random = np.random.default_rng(0)
+    dark = 255 - np.kron(mnist.test.images[:2], np.ones((1, 8, 8), np.uint8))
+    bad = {
+        "blank": (np.full((200, 300), 190), "blank"),
+        "two": (np.hstack(dark), "shows 2 digits or marks as tall; crop it to one"),
+        "noise": (random.integers(0, 256, (200, 300)), "no digit stands out"),
+        "ball": (np.hypot(*np.mgrid[-90:90, -90:90]) > 40, "no digit stands out"),
+    }
+    good = tmp_path / "good.png"
+    Image.fromarray(dark[0]).save(good)
+    for name, (page, expected) in bad.items():
+        file = tmp_path / f"{name}.png"
+        Image.fromarray((200 * page if page.dtype == bool else page).astype(np.uint8)).save(file)
+        code, out, err = call(capsys, "predict", mnist_run, good, file)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"mnist-jax: {file}: ")
+        assert err.count("\n") == 1
+        assert expected in err
 
 
 # Bad input: one line on standard error, exit code 2, nothing half-written
@@ -250,6 +300,14 @@ BAD_PLACES = {
     "missing picture": (["predict", "RUN", "TMP/no.png"], "no.png does not exist"),
     "blank picture": (["predict", "RUN", "TMP/blank.png"], "blank.png: the picture is blank"),
     "no images": (["predict", "RUN"], "at least one image"),
+    "picture of no format": (
+        ["predict", "RUN", "TMP/blank.png", "--picture", "TMP/x.xyz"],
+        "x.xyz cannot be used: it takes a file name in .png",
+    ),
+    "picture of too many": (
+        ["predict", "RUN", *["TMP/blank.png"] * 21, "--picture", "TMP/x.png"],
+        "at most 20 images, and here are 21",
+    ),
     "no run to predict": (["predict", "TMP/none", "TMP/blank.png"], "is no run folder"),
     "zero samples": ([*SAMPLES, "--count", "0"], "--count 0"),
     "samples nowhere": ([*SAMPLES, "--out", "TMP/file/x.png"], "cannot write"),

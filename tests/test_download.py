@@ -359,3 +359,8 @@ def test_a_cache_of_something_else_is_fetched_anew(server, capsys):
     np.savez(sources._cache_file("mnist"), **arrays)
     assert_tiny(data.load("mnist"))
     assert "is not MNIST's" in capsys.readouterr().err
+
+
+def test_sizes_are_plain_numbers():
+    """Those of TensorFlow Datasets cannot be added to fractions, as a bar does."""
+    assert {type(source.size) for source in download.published("mnist")} == {int}

@@ -20,7 +20,7 @@ def test_a_unit_stands_beside_its_nine_images():
     views = np.zeros((5, 2, 2), np.float32)
     views[4, 0, 0], views[4, 1, 1] = 3, -3
     images = np.zeros((5, 9, 2, 2), np.uint8)
-    images[4, 8] = 255
+    images[4, 2], images[4, 8] = 255, 255
     figure = explain_plots.units(views, images, list("abcde"), "some units", first=True)
     assert texts(figure) == list("abcde")
     drawn = canvas(figure)
@@ -31,7 +31,8 @@ def test_a_unit_stands_beside_its_nine_images():
     assert red[0] > 2 * red[2]
     assert blue[2] > 2 * blue[0]
     np.testing.assert_array_equal(drawn[top + 6 : top + 8, left + 16 : left + 18], 1)  # the ninth
-    np.testing.assert_array_equal(drawn[top, left + 10 : left + 12], 0)  # the first
+    np.testing.assert_array_equal(drawn[top : top + 2, left + 16 : left + 18], 1)  # the third
+    np.testing.assert_array_equal(drawn[top : top + 2, left + 10 : left + 12], 0)  # the first
     assert "Below the first layer" not in figure._supxlabel.get_text()
 
 
@@ -50,6 +51,7 @@ def test_the_table_of_votes_adds_up():
             cells[row, column] = float(text.get_text())
     np.testing.assert_allclose(cells[:2], votes[[5, 2]], atol=0.005)
     np.testing.assert_allclose(cells[:4].sum(axis=0), cells[4], atol=0.026)
+    np.testing.assert_allclose(cells[3], bias)
     np.testing.assert_allclose(cells[4], votes.sum(axis=0) + bias, atol=0.005)
     rows = [label.get_text() for label in table.get_yticklabels()]
     assert rows == ["unit 5", "unit 2", "4 others", "bias", "score"]

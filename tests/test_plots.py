@@ -128,6 +128,34 @@ def test_weights_are_the_strongest_columns_as_pictures():
     assert image.cmap(1.0)[0] > image.cmap(1.0)[2]  # positive is red
 
 
+def test_answers_show_each_photo_what_was_seen_of_it_and_the_probabilities():
+    photos = [np.full((30, 40), 200, np.uint8), np.full((9, 5), 100, np.uint8)]
+    digits = np.random.default_rng(0).integers(0, 256, (2, 4, 4), np.uint8)
+    shares = np.array([[0.2, 0.0004, 0.7996], [np.nan] * 3])  # the second is of a diverged network
+    titles = ["a.png", "a-very-long-name-of-a-photo.png"]
+    figure = plots.answers(photos, digits, shares, NAMES, titles)
+    for row in (0, 1):
+        photo, digit, bars = figure.axes[3 * row : 3 * row + 3]
+        np.testing.assert_array_equal(photo.images[0].get_array(), photos[row])
+        np.testing.assert_array_equal(digit.images[0].get_array(), digits[row])
+        heights = [bar.get_height() for bar in bars.patches]
+        np.testing.assert_allclose(heights, np.nan_to_num(shares[row]))
+        assert [tick.get_text() for tick in bars.get_xticklabels()] == list(NAMES)
+    assert figure.axes[0].get_title() == "a.png"
+    assert figure.axes[3].get_title() == "a-very-lon...a-photo.png"[:24]
+    assert figure.axes[2].get_title() == "two, 79.9 % sure"
+
+
+def test_answers_show_the_ten_likeliest_of_many_classes_in_their_order():
+    shares = np.arange(47.0)[None] / np.arange(47).sum()
+    names = [str(place) for place in range(47)]
+    figure = plots.answers(
+        [np.zeros((3, 3), np.uint8)], np.zeros((1, 3, 3), np.uint8), shares, names, [""]
+    )
+    shown = [tick.get_text() for tick in figure.axes[2].get_xticklabels()]
+    assert shown == names[37:]
+
+
 def test_nothing_is_shown_without_a_screen(monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
