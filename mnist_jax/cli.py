@@ -141,7 +141,8 @@ class Predict(Compiling):
         import numpy as np
         from PIL import Image
 
-        from mnist_jax.photo import read_photo, to_digit
+        from mnist_jax.ink import to_digit
+        from mnist_jax.photo import read_photo
         from mnist_jax.report import load_run, probabilities
 
         run = load_run(self.run_folder)

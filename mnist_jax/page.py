@@ -60,7 +60,7 @@ def html(run: Run, dataset: Dataset) -> Page:
     answers = report.probabilities(run, dataset.test.images).argmax(axis=1)
     about = {
         "dataset": dataset.name,
-        "train_images": len(dataset.train.labels),
+        "train_images": len(dataset.train.labels) - run.config.validation_images,
         "test_images": len(dataset.test.labels),
         "test_errors": int((answers != dataset.test.labels).sum()),
         "seed": run.config.seed,

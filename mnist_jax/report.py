@@ -227,8 +227,9 @@ def first_kernel(
     """The weights of the first seed's first layer, if it has one of the form of a dense layer."""
     pixels = image_shape[0] * image_shape[1]
     leaves = jax.tree.leaves(states.params)
-    kernels = (leaf[0] for leaf in leaves if leaf.ndim == 3 and leaf.shape[1] == pixels)
-    return next(map(np.asarray, kernels), None)
+    # Taken on the host: on the device it would be one more program to compile.
+    kernels = (np.asarray(leaf) for leaf in leaves if leaf.ndim == 3 and leaf.shape[1] == pixels)
+    return next((kernel[0] for kernel in kernels), None)
 
 
 @contextmanager

@@ -124,6 +124,13 @@ def executed(notebook: str, folder: Path, **env: str) -> list[dict]:
     return json.loads(done.stdout)["cells"]
 
 
+def drawn(height=280, width=200, top=30, left=120, tall=100, wide=20, paper=255, ink=0):
+    """A picture of an upright bar, off its middle."""
+    picture = np.full((height, width), paper, np.uint8)
+    picture[top : top + tall, left : left + wide] = ink
+    return picture
+
+
 def idx_bytes(array: np.ndarray) -> bytes:
     """An IDX file of unsigned bytes, written after the format's description."""
     sizes = b"".join(np.array(size, ">u4").tobytes() for size in array.shape)

@@ -20,6 +20,7 @@ ALLOWED = {
     "environment": set(),
     "preprocess": set(),
     "photo": {"config"},
+    "ink": {"config"},
     "download": {"config", "progress"},
     "sources": {"config", "download"},
     "rundir": {"config"},
@@ -55,8 +56,8 @@ ALLOWED = {
         *("population", "progress", "report", "resume", "rundir", "train", "watch"),
     },
     "cli": {
-        *("compiled", "config", "data", "download", "explain", "fit", "interrupts", "notebook"),
-        *("page", "photo", "plots", "report", "rundir"),
+        *("compiled", "config", "data", "download", "explain", "fit", "ink", "interrupts"),
+        *("notebook", "page", "photo", "plots", "report", "rundir"),
     },
 }
 

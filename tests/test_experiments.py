@@ -8,6 +8,7 @@ from pathlib import Path
 
 import benchmark
 import numpy as np
+import photos
 import pytest
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -179,3 +180,73 @@ def test_the_tables_of_the_benchmark_are_those_of_its_results():
     assert benchmark.table(found) in text
     assert benchmark.sizes_table(found, "seeds") in text
     assert benchmark.step_table(found) in text
+
+
+def test_photos_of_test_digits_are_read(mnist_dir, tmp_path):
+    run, results = tmp_path / "run", tmp_path / "photos.json"
+    flags = ["--dataset", "mnist", "--data-dir", str(mnist_dir), "--epochs", "1", "--out", str(run)]
+    command = [sys.executable, "-m", "mnist_jax", "train", "--hidden", "128", *flags]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    flags = ["--run", str(run), "--data-dir", str(mnist_dir), "--images", "12"]
+    command = [sys.executable, str(EXPERIMENTS / "photos.py"), *flags, "--results", str(results)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(results.read_text())
+    assert found["plain_right"] >= 10
+    assert set(found["kinds"]) == set(photos.KINDS)
+    for kind, counts in found["kinds"].items():
+        assert counts["right"] >= (8 if "all" in kind else 9), kind
+        assert counts["right"] + counts["refused"] <= 12
+    assert found["refused_pages"]["two digits"] >= 11
+    assert found["refused_pages"]["no digit"] >= 10
+    assert photos.table(found) in done.stdout
+
+
+def test_photos_are_what_they_are_called(mnist):
+    """Inverted is light on dark, noisy has noise, shaded is dimmer and uneven, an odd page long."""
+    digit, seen = np.asarray(mnist.train.images)[0], {}
+    for kind, look in photos.KINDS.items():
+        random = np.random.default_rng(0)
+        seen[kind] = photos.photo_of(photos.page_of([digit], look, random), look, random)
+    plain = seen["rendered"]
+    assert np.median(plain) > 150
+    assert np.median(seen["inverted"]) < 100
+    assert len(np.unique(plain[:4])) == 1  # a rim of bare paper
+    assert np.ptp(seen["noisy"][:4]) > 10
+    assert np.ptp(seen["shaded"][:4].astype(int)) > 10
+    assert max(seen["odd page"].shape) > 1.5 * max(plain.shape)
+    bare = photos.page_of([], photos.Look(), np.random.default_rng(0))
+    assert bare.max() == 0
+    pair = photos.page_of([digit, digit], photos.Look(), np.random.default_rng(0)) > 0.5
+    columns = np.flatnonzero(pair.any(axis=0))
+    assert (np.diff(columns) > 1).sum() == 1  # one gap
+
+
+def test_a_refusal_counts_as_wrong():
+    run, zero = None, np.zeros((28, 28), np.uint8)
+
+    class Always:
+        """A report in which every image is a 0."""
+
+        @staticmethod
+        def probabilities(run, images):
+            return np.eye(10)[[0] * len(images)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(photos, "report", Always)
+        assert photos.read(run, [zero, None]).tolist() == [0, -1]
+
+
+def test_the_numbers_of_the_photos_are_those_of_their_results():
+    found = json.loads((EXPERIMENTS / "results" / "photos.json").read_text())
+    claim = (EXPERIMENTS / "photos.py").read_text().split('"""')[1]
+    right = [counts["right"] for counts in found["kinds"].values()]
+    plain, pages = found["plain_right"], found["refused_pages"]
+    told = (min(right), max(right), plain, pages["two digits"], pages["no digit"])
+    worst, best, plain, two, none = (f"{count / found['images']:.1%}"[:-1] for count in told)
+    assert claim.startswith(f"{worst} % of photos")
+    assert f"up to {best} %" in claim
+    assert f"where {plain} % of the images" in claim
+    assert f"n = {found['images']:,} a kind" in claim
+    assert f"two digits {two} % are refused, and of pages with none {none} %" in claim
+    assert photos.table(found).strip() in (EXPERIMENTS / "README.md").read_text()

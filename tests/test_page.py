@@ -19,10 +19,12 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
-from mnist_jax import model, page, photo, population, report
+from mnist_jax import model, page, population, report
 from mnist_jax.config import Activation, Config, InputError
 from mnist_jax.data import Dataset, Examples
 from mnist_jax.fit import fit
+from mnist_jax.ink import centred as laid_out
+from mnist_jax.ink import to_digit
 from mnist_jax.preprocess import to_inputs
 from mnist_jax.report import Run
 from mnist_jax.train import default_recipe
@@ -141,7 +143,9 @@ def test_a_network_that_diverged_is_refused(value):
     run, dataset = untrained(hidden=(3,))
     params = jax.tree.map(lambda leaf: leaf.at[0, 0].set(value), run.states.params)
     run = run._replace(states=run.states._replace(params=params))
-    with pytest.raises(InputError, match=r"of run diverged: .*; train it with a --learning-rate below"):
+    with pytest.raises(
+        InputError, match=r"of run diverged: .*; train it with a --learning-rate below"
+    ):
         page.html(run, dataset)
 
 
@@ -355,10 +359,10 @@ def canvas_ink(driver) -> np.ndarray:
 
 
 def centred(ink: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """What photo.py makes of the box of the ink."""
+    """What ink.py makes of the box of the ink."""
     rows, columns = (np.flatnonzero((ink > 0.3 * ink.max()).any(axis)) for axis in (1, 0))
     box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return photo.centred(box / ink.max(), shape).astype(int)
+    return laid_out(box / ink.max(), shape).astype(int)
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (8, 8), (40, 30)])
@@ -381,9 +385,9 @@ def test_ink_becomes_the_image_that_a_photo_of_it_does(shape, driver, tmp_path):
 
 
 def test_ink_of_a_drawing_is_read_as_a_photo_of_it_is(drawing):
-    """Whatever photo.py does to find the ink, it finds about what the page knows."""
+    """Whatever ink.py does to find the ink, it finds about what the page knows."""
     hands.draw(drawing, hands.DIGITS[3])
-    expected = photo.to_digit(255 - canvas_ink(drawing), (28, 28)).astype(int)
+    expected = to_digit(255 - canvas_ink(drawing), (28, 28)).astype(int)
     assert np.abs(seen(drawing) - expected).max() <= 30
 
 
@@ -644,7 +648,7 @@ def test_the_experiment_is_what_its_docstring_claims():
     found = json.loads((EXPERIMENTS / "results" / "page.json").read_text())
     claim = " ".join((EXPERIMENTS / "page_in_browser.py").read_text().split('"""')[1].split())
     assert claim.startswith(found["claim"])
-    assert found["claim"].startswith(f"{found['difference']:.6f} is the most")
+    assert found["claim"].startswith(f"{1e6 * found['difference']:.1f} millionths are")
     assert (found["images"], found["requests"]) == (1000, [])
     assert found["difference"] < 1e-4
     assert found["bytes"] < 3_000_000

@@ -44,7 +44,7 @@ def test_the_lesson_runs_without_a_network(tmp_path):
     nowhere = {"HTTPS_PROXY": "http://127.0.0.1:9", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     _, kinds, errors = shown(executed(NOTEBOOK, tmp_path, **nowhere))
     (banner,) = errors
-    assert "MNIST IS NOT HERE" in banner["text"]
+    assert "MNIST IS NOT HERE" in "".join(banner["text"])
     assert kinds == [*["image/png"] * 11, "text/html"]
 
 
