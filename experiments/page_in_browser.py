@@ -3,7 +3,7 @@
 The page of 784-512-512-10 weighs 2.76 MB and asks for nothing. A headless Chromium opens it on a
 machine with 2 cores and no GPU, draws the ten digits with a scripted mouse, on a desktop's screen
 and on a phone's, and all twenty are read rightly. An update, from reading the ink through the
-forward pass to the last line drawn, takes 4.1 ms and 4.9 ms in the median, and less than 16 ms
+forward pass to the last line drawn, takes 4.0 ms and 4.6 ms in the median, and less than 16 ms
 in 95 of 100. results/page.json has all of it, and figures/page.png shows it, of
 
     mnist-jax train --dataset mnist --out RUN

@@ -71,6 +71,10 @@ class Train(Compiling):
 
         if self.out:
             rundir.require_free(self.out, self.resume)
+        if self.tensorboard:
+            from mnist_jax.watch import require_tensorboard
+
+            require_tensorboard()  # before data are fetched
 
         def import_fit() -> None:
             with IMPORTING:
@@ -143,7 +147,7 @@ class Predict(Compiling):
 
         from mnist_jax.ink import to_digit
         from mnist_jax.photo import read_photo
-        from mnist_jax.report import load_run, probabilities
+        from mnist_jax.report import dense_layers, load_run, probabilities
 
         run = load_run(self.run_folder)
         digits, small = [], []
@@ -157,6 +161,7 @@ class Predict(Compiling):
                 thumbnail = Image.fromarray(photo)
                 thumbnail.thumbnail((256, 256))
                 small.append(np.asarray(thumbnail))
+        dense_layers(run)  # refuses a network that diverged, which has no answer
         shares = probabilities(run, np.stack(digits))
         if self.picture:
             from mnist_jax import plots
@@ -189,6 +194,8 @@ class Predict(Compiling):
         if file.suffix.lower() not in PICTURE_FORMATS or file.is_dir():
             known = ", ".join(PICTURE_FORMATS)
             raise InputError(f"--picture {file} cannot be used: it takes a file name in {known}")
+        if not file.parent.is_dir():
+            raise InputError(f"--picture {file} cannot be used: there is no folder {file.parent}")
         if len(self.images) > 20:
             raise InputError(f"--picture shows at most 20 images, and here are {len(self.images)}")
 
@@ -226,12 +233,14 @@ class Explain(OfRun):
         """Prints the path of each figure as it is drawn."""
         from mnist_jax import rundir
         from mnist_jax.explain import figures
-        from mnist_jax.report import load_data, load_run
+        from mnist_jax.report import load_data, load_run, memory_errors
 
         run = load_run(self.run_folder)
-        for name, figure in figures(run, load_data(run, self.data_dir), self.image):
-            rundir.save_figure(run.path, name, figure)
-            print(run.path / "figures" / f"{name}.png", flush=True)
+        dataset = load_data(run, self.data_dir)
+        with memory_errors(run.config):
+            for name, figure in figures(run, dataset, self.image):
+                rundir.save_figure(run.path, name, figure)
+                print(run.path / "figures" / f"{name}.png", flush=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

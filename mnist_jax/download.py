@@ -122,7 +122,7 @@ def _download(source: Published, path: Path) -> None:
         from mnist_jax.progress import bar
 
     received, hashed = 0, hashlib.sha256()
-    look = {"unit": "B", "unit_scale": True, "delay": 2, "disable": None}
+    look = {"unit": "B", "unit_scale": True, "delay": 2}
     with (
         _open(source.url) as response,
         replacing(path) as stream,

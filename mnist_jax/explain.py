@@ -16,7 +16,7 @@ from mnist_jax.data import Dataset, Examples
 from mnist_jax.inside import Network
 from mnist_jax.model import PyTree, layers
 from mnist_jax.preprocess import Inputs, Labels
-from mnist_jax.progress import bar, say
+from mnist_jax.progress import bar, is_live, say
 from mnist_jax.report import Run, dense_layers, first_seed
 from mnist_jax.train import steps_per_epoch
 
@@ -41,8 +41,8 @@ SEARCHED_FOR_DISPUTES = 2000
 DOTS = 2000
 """Test images whose places among the classes are shown, the first."""
 
-STEPS = 100
-"""Steps of SGD that are shown on one weight."""
+STEPS = 101
+"""Places of one weight that are shown: its start, and after each of a hundred steps of SGD."""
 
 GRID = 25
 """Points along a side of the landscape."""
@@ -63,10 +63,14 @@ def train_again(run: Run, training: Examples) -> Trajectory:
     examples, keys = jax.device_put(training), population.keys([run.config.seed])
     states = population.init(run.recipe, keys)
     path = [jax.tree.map(lambda leaf: np.array(leaf[0]), states.params)]
-    for epoch in bar(iterable=range(1, done + 1), desc="training again"):
-        states, _ = population.train_epoch(run.recipe, states, examples, keys, batch_size, 1)
-        if epoch in kept:
-            path.append(jax.tree.map(lambda leaf: np.array(leaf[0]), states.params))
+    if not is_live():
+        say(f"training again, {done} epochs, to see how it came there")
+    with bar(total=done, desc="training again") as shown:
+        for epoch in range(1, done + 1):
+            states, _ = population.train_epoch(run.recipe, states, examples, keys, batch_size, 1)
+            if epoch in kept:
+                path.append(jax.tree.map(lambda leaf: np.array(leaf[0]), states.params))
+            shown.update()
     ends = jax.tree.map(lambda a, b: np.abs(a - b).max(), path[-1], first_seed(run).params)
     if apart := max(jax.tree.leaves(ends)):
         say(
@@ -104,20 +108,34 @@ def figures(run: Run, dataset: Dataset, image: int = 0) -> Iterator[tuple[str, F
         yield "classes", _classes(run, network, test)
     path = train_again(run, training)
     costs = jnp.stack([_cost(network, params, few) for params in path.params])
-    yield "film", _film(run, network, path, costs, np.sort(_influential(network, 0, signals)[:8]))
+    rows = 8 if len(path.epochs) > 4 else 4  # few frames make large pictures
+    yield (
+        "film",
+        _film(run, network, path, costs, np.sort(_influential(network, 0, signals)[:rows])),
+    )
     yield "one-weight", _one_weight(run, network, path, few)
     if len(path.epochs) > 2:
         yield "landscape", _landscape(network, path, costs, few)
+    if not hidden:
+        say("without hidden layers there is no message, dropout or classes to draw")
+    if len(path.epochs) < 3:
+        say("one epoch is too short a path for a landscape")
 
 
 def _influential(
     network: Network, layer: int, signals: list[np.ndarray]
 ) -> Integer[np.ndarray, "units"]:
-    """The units of a layer that move the next one most, from image to image, the first first."""
-    spread = signals[layer + 1].std(axis=0)
+    """The units of a layer that move the next one most, from image to image, the first first.
+
+    Without those that fewer than nine images excite, unless all are such.
+    """
+    values = signals[layer + 1]
+    spread = values.std(axis=0)
     if layer + 1 < len(network.layers):
         spread = spread * np.linalg.norm(network.layers[layer + 1].kernel, axis=1)
-    return np.argsort(-spread, kind="stable")
+    order = np.argsort(-spread, kind="stable")
+    speaks = np.sort(values, axis=0)[-9:].min(axis=0) > values.min(axis=0)
+    return order[speaks[order]] if speaks.any() else order
 
 
 def _units(
@@ -128,13 +146,16 @@ def _units(
     inputs: Inputs,
     signals: list[np.ndarray],
 ) -> Figure:
-    units = np.sort(_influential(network, layer, signals)[:24])
-    most = np.argsort(-signals[layer + 1][:, units], axis=0, kind="stable").T
+    values, units = signals[layer + 1], np.sort(_influential(network, layer, signals)[:24])
+    most = np.argsort(-values[:, units], axis=0, kind="stable").T
     most = most[:, np.arange(9) % most.shape[1]]  # of fewer than nine images, some again
     views = inside.views(network, layer, units, jnp.asarray(inputs)[most])
     pictures = np.asarray(views).reshape(-1, *run.image_shape)
-    of = f"Hidden layer {layer + 1}" if len(network.layers) > 1 else "No hidden layer"
-    title = f"{of}: what {len(units)} of {len(network.layers[layer].bias)} units know"
+    title, count = "No hidden layer: what each class looks for", values.shape[1]
+    if len(network.layers) > 1:
+        silent = int((np.ptp(values, axis=0) == 0).sum())
+        title = f"Hidden layer {layer + 1}: the {len(units)} of {count} units that say most"
+        title += f" ({silent} are silent on all images)" if silent else ""
     names = _names(run, network, units)
     return explain_plots.units(pictures, examples.images[most], names, title, layer == 0)
 
@@ -150,7 +171,8 @@ def _message(run: Run, network: Network, test: Examples, image: int) -> Figure:
     chosen = test.images[image : image + 1]
     inputs = run.recipe.preprocess(chosen)
     votes = np.asarray(inside.votes(network, inputs))[0]
-    loudest = np.argsort(-np.abs(votes).max(axis=1), kind="stable")[:SPOKEN]
+    voices = np.abs(votes).max(axis=1)
+    loudest = np.argsort(-voices, kind="stable")[: min(SPOKEN, max(1, np.count_nonzero(voices)))]
     repeated = jnp.broadcast_to(inputs, (len(loudest), *inputs.shape))
     views = inside.views(network, len(network.layers) - 2, loudest, repeated)
     activations = [np.asarray(layer)[0] for layer in inside.signals(network, inputs)[1:-1]]

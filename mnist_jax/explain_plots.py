@@ -11,9 +11,13 @@ from jaxtyping import Float, Integer, Num
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from mnist_jax.plots import SIGNED, TEST, TRAINING, VALIDATION, Picture, mosaic, signed
 from mnist_jax.preprocess import AnyArray
+
+DECADES = [digit * 10.0**power for power in range(-8, 9) for digit in (1, 3)]
+"""Where an axis of costs has its ticks."""
 
 
 def units(
@@ -34,15 +38,14 @@ def units(
     pairs += [np.ones_like(pairs[0])] * (-len(pairs) % across)
     rows = [pairs[place : place + across] for place in range(0, len(pairs), across)]
     deeper = (
-        " Below the first layer a unit sees no pixels but other units; shown is how each pixel "
+        " After the first layer a unit sees no pixels but other units; shown is how each pixel "
         "moved it, on average over its nine images."
     )
     figure, axes = _drawn(
         *(mosaic(rows, gap), 2.9 * across, title),
         "Each pair is one unit. Left, what it looks for: ink on red excites it, ink on blue "
-        "silences it. Right, the nine training images that excite it most. Some units answer to "
-        "one class, others to several that share a stroke, a loop or a corner."
-        + ("" if first else deeper),
+        "silences it. Right, the nine training images that excite it most: often of one class, or "
+        "of several that share a stroke, a loop or a corner." + ("" if first else deeper),
     )
     down, right = pairs[0].shape[0] + gap, pairs[0].shape[1] + gap
     for place, name in enumerate(names):
@@ -69,12 +72,14 @@ def message(
     answer = class_names[int(scores.argmax())]
     silent = sum(int((np.asarray(layer) == 0).sum()) for layer in activations)
     total = sum(len(layer) for layer in activations)
+    quiet = f"; {silent} of {total} stay silent" if silent else ""
     figure = _picture(
         *(max(11.0, 3.6 + 0.75 * classes), 6.4, f"The path of the message: it reads {answer}"),
-        f"The image lights some of the units (left; {silent} of {total} stay silent). Each unit of "
-        "the last hidden layer then votes for and against every class: its activation times its "
-        f"weight. The {spoke} loudest voters are shown with what they look for. Each column adds "
-        "up to the score of its class, and the highest score is the answer.",
+        f"The image lights some of the units (left{quiet}). Each unit of the last hidden layer "
+        "then votes for and against every class: its activation times its weight. The "
+        f"{spoke} loudest voters are shown with what moves them in this image. No voter decides: "
+        "the many others together often say most. Each column adds up to the score of its class, "
+        "and the highest score is the answer.",
     )
     grid = figure.add_gridspec(1, 2, width_ratios=(1, 3))
     left, right = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
@@ -82,7 +87,11 @@ def message(
     panels[0].imshow(image, cmap="gray", vmin=0, vmax=255)
     panels[0].set_title("the image", fontsize=9)
     for number, (axes, layer) in enumerate(zip(panels[1:], activations, strict=True), 1):
-        axes.imshow(_grid(layer), cmap="inferno")
+        most = float(np.abs(layer).max()) or 1.0
+        signed_too = np.min(layer) < 0
+        style = {"cmap": SIGNED, "vmin": -most} if signed_too else {"cmap": "inferno", "vmin": 0}
+        axes.imshow(_grid(layer), vmax=most, **style)
+        axes.set_facecolor("0.8")  # of places without a unit
         axes.set_title(f"hidden layer {number}: {len(layer)} units", fontsize=9)
     for axes in panels:
         axes.set(xticks=[], yticks=[])
@@ -94,7 +103,7 @@ def message(
         bright = row < spoke and abs(value) > 0.6 * limit
         best = row == len(table) - 1 and column == scores.argmax()
         axes.text(
-            *(column, row, f"{value:.2f}"),
+            *(column, row, f"{round(float(value), 2) + 0:.2f}"),  # not -0.00
             ha="center",
             va="center",
             fontsize=8,
@@ -134,14 +143,15 @@ def pixels(
     title = "Which pixels pushed toward the answer, and which against"
     figure, axes = _drawn(
         *(mosaic(rows, gap), 1.15 * count, title),
-        "Above, what was read. In the middle, what each pixel's ink did: red raised the score of "
-        "the answer above the mean of all scores, blue lowered it, and all of an image's pixels "
-        "together add up to what its ink changed beside a blank page. Below, what a little more "
-        "ink would do, in empty places too: a gap that must stay empty is blue.",
+        "In the middle, what each pixel's ink did: red raised the score of the answer above the "
+        "mean of all scores, blue lowered it, and all of an image's pixels together add up to what "
+        "its ink changed, compared with a blank page. Below, what a little more ink would do, in "
+        "empty places too: a gap that must stay empty is blue.",
     )
     for place, answer in enumerate(answers):
         middle = place * (width + gap) + width / 2
         axes.text(middle, -gap / 2, answer, ha="center", va="bottom", fontsize=10)
+    axes.text(-gap, -gap / 2, "read as", ha="right", va="bottom", fontsize=10)
     for row, label in enumerate(("the image", "its ink", "more ink")):
         middle = row * (height + gap) + height / 2
         axes.text(-gap, middle, label, ha="right", va="center", fontsize=10)
@@ -162,28 +172,28 @@ def one_weight(
     figure = _picture(
         *(8.5, 5.4, f"One weight, moved: {name}"),
         f"Before training all weights are random. Here is what the cost, over {images:,} training "
-        "images, would be if this one were another and all others stayed. Each orange arrow is the "
-        "derivative: how much the cost changes when the weight is nudged, and which way is down. "
-        f"SGD moves the weight against it, by {learning_rate:g} times its size, and does so again "
-        f"from there: the dots are {len(steps)} such steps, short where it is flat. Training does "
-        "that with every weight at once.",
+        "images, would be if this one were another and all others stayed. The orange arrows point "
+        "downhill; how steep they are is the derivative: how much the cost changes when the weight "
+        f"is nudged. SGD moves the weight by {learning_rate:g} times the derivative, downhill, and "
+        f"again from there: the dots are every tenth of {len(steps) - 1} such steps, shorter and "
+        "shorter as it gets flat. Training does that with every weight at once.",
     )
     axes = figure.subplots()
+    (start, first), taken = steps[0], steps[1, 0] - steps[0, 0]
     axes.plot(values, costs, color=TRAINING, lw=2)
     span, height = np.ptp(values) / 8.5, (np.ptp(costs) or 1.0) / 4  # of an inch on the page
     for i in np.linspace(0, len(values) - 1, 9).round().astype(int)[1:-1]:
         length = 0.9 / math.hypot(1, slopes[i] * span / height) * -np.sign(slopes[i])
         end = values[i] + length * span, costs[i] + length * span * slopes[i]
         _arrow(axes, (values[i], costs[i]), end, VALIDATION)
-    axes.plot([], [], "-", color=VALIDATION, label="the derivative, downhill")
-    axes.plot(*steps.T, "o", color="tab:green", markersize=3, label="SGD, step by step")
+    axes.plot([], [], "-", color=VALIDATION, label="downhill, as steep as the derivative")
+    axes.plot(*steps[::10].T, "o", color="tab:green", markersize=5, label="SGD, every tenth step")
     axes.plot(*steps[0], "o", color=TEST, markersize=7, label="where it starts")
     axes.set(xlabel="the weight", ylabel="cost (cross-entropy)")
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    axes.legend(frameon=False, fontsize=9, loc="upper left" if taken < 0 else "upper right")
     _plain(axes)
 
     # The first step is too short to be seen but under a magnifying glass.
-    (start, first), taken = steps[0], steps[1, 0] - steps[0, 0]
     slope = -taken / learning_rate
     near = start + taken * np.linspace(-1, 2, 9)
     glass = axes.inset_axes((0.36, 0.55, 0.26, 0.36))
@@ -212,15 +222,19 @@ def landscape(
     """The cost along the path of training, and on the plane in which the path is widest."""
     figure = _picture(
         *(10.5, 5.2, "Rolling downhill: the path of training"),
-        f"Left, the cost after each epoch, over {images:,} training images without dropout. Right, "
-        f"the same cost as a landscape: of the {parameters:,} directions that the weights can move "
-        f"in, the two along which training moved them most (with {100 * share:.0f} % of its "
-        "squared distances). Contours are closer where it is steep, dark is low; the path begins "
-        "at the ring, with random weights, and ends at the star. Each dot is an epoch.",
+        f"Left, the cost as training went on, over {images:,} training images without dropout. "
+        f"Right, the same cost as a landscape: of the {parameters:,} directions that the weights "
+        "can move in, the two along which training moved them most, which hold "
+        f"{100 * share:.0f} % of the movement. Contours are closer where it is steep, dark is "
+        "low; the path begins at the ring, with random weights, and ends at the star. It runs a little beside this plane, and "
+        f"is seen from above. The dots are those on the left, after {_listed(epochs)} epochs.",
     )
     left, right = figure.subplots(1, 2, width_ratios=(2, 3))
     left.plot(epochs, path_costs, "o-", color=TRAINING, markersize=4)
     left.set(xlabel="epoch", ylabel="cost (cross-entropy)", yscale="log")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.yaxis.set(major_locator=FixedLocator(DECADES), major_formatter="{x:g}")
+    left.yaxis.set_minor_locator(NullLocator())
     _plain(left)
     low, high = max(float(costs.min()), 1e-8), float(costs.max())
     levels = np.geomspace(low, max(high, 1.01 * low), 24)
@@ -231,7 +245,7 @@ def landscape(
     right.plot(*path[0], "o", markersize=11, markerfacecolor="none", color="white")
     right.plot(*path[-1], "*", markersize=15, color="white")
     right.set(xlabel="the direction it moved most in", ylabel="the next", aspect="equal")
-    ticks = [tick for tick in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10) if low < tick < high]
+    ticks = [tick for tick in DECADES if low < tick < high]
     bar = figure.colorbar(filled, ax=right, label="cost", ticks=ticks, format="%g")
     bar.ax.minorticks_off()
     return figure
@@ -297,6 +311,7 @@ def dropout(
     for (left, middle, _), name, mask, shares in zip(rows, "AB", masks, answers, strict=True):
         kept = np.concatenate([np.asarray(layer) > 0 for layer in mask])
         left.imshow(_grid(kept.astype(float)), cmap="gray", vmin=-0.3, vmax=1)
+        left.set_facecolor("0.8")  # of places without a unit
         left.set_title(f"network {name}: {kept.sum()} of {len(kept)} hidden units", fontsize=9)
         left.set(xticks=[], yticks=[])
         middle.bar(names, 100 * np.asarray(shares)[shown], color=TRAINING)
@@ -397,6 +412,10 @@ def _grey(image: Num[AnyArray, "h w"]) -> Float[np.ndarray, "h w 3"]:
 def _arrow(axes: Axes, start: tuple[Any, Any], end: tuple[Any, Any], color: str) -> None:
     style = {"arrowstyle": "-|>", "color": color, "lw": 1.8, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", end, start, arrowprops=style)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:3])) + (", ..." if len(numbers) > 3 else "")
 
 
 def _plain(axes: Axes) -> None:

@@ -110,7 +110,8 @@ def fit(
         records = rundir.read_metrics(folder) if folder else []
         if folder and is_finished(out, folder):
             mend(out, folder)
-            print(f"{out} is finished already", flush=True)
+            nothing = "; there is nothing for TensorBoard to watch" if tensorboard else ""
+            print(f"{out} is finished already{nothing}", flush=True)
             return run._replace(states=checkpoint.load(folder, shapes))
         (out / "summary.json").unlink(missing_ok=True)
         print(

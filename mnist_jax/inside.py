@@ -133,8 +133,8 @@ def one_weight(
 class Plane(NamedTuple):
     """The plane through the end of a path of training along which the path is widest."""
 
-    origin: Float[Array, "parameters"]  # the end of the path
-    directions: Float[Array, "2 parameters"]  # orthogonal, of length 1
+    origin: Float[np.ndarray, "parameters"]  # the end of the path
+    directions: Float[np.ndarray, "2 parameters"]  # orthogonal, of length 1
     path: Float[np.ndarray, "points 2"]  # each point of the path, seen in the plane
     share: float  # of the path's squared distances from its end
 
@@ -145,14 +145,16 @@ def plane(path: Sequence[PyTree]) -> Plane:
     Source: Li, Xu, Taylor, Studer & Goldstein, "Visualizing the loss landscape of neural nets",
     NeurIPS 2018, section 7.2.
     """
-    points = jnp.stack([ravel_pytree(params)[0] for params in path])
-    steps = points - points[-1:]
+    points = np.stack([np.asarray(ravel_pytree(params)[0]) for params in path])
+    steps: np.ndarray = (
+        points - points[-1:]
+    )  # on the host, as accelerators round what they multiply
     # The directions are combinations of the few steps: their products hold all there is to know.
-    spreads, combinations = np.linalg.eigh(np.asarray(steps @ steps.T, np.float64))
+    spreads, combinations = np.linalg.eigh((steps @ steps.T).astype(np.float64))
     widest = combinations[:, [-1, -2]] / np.sqrt(np.maximum(spreads[[-1, -2]], 1e-30))
-    directions = jnp.asarray(widest.T, jnp.float32) @ steps
-    seen = np.asarray(steps @ directions.T)
-    return Plane(points[-1], directions, seen, float(spreads[-2:].sum() / spreads.sum()))
+    directions = widest.T.astype(np.float32) @ steps
+    share = float(spreads[-2:].sum() / max(spreads.sum(), 1e-30))
+    return Plane(points[-1], directions, steps @ directions.T, share)
 
 
 def cost_on(
@@ -163,9 +165,10 @@ def cost_on(
 ) -> Float[Array, "places"]:
     """`cost_of` the parameters at each of `places` in the plane, in the structure of `like`."""
     unravel = ravel_pytree(like)[1]
+    origin, directions = map(jnp.asarray, plane[:2])
 
     def at(place: Float[Array, "2"]) -> Float[Array, ""]:
-        return cost_of(unravel(plane.origin + place @ plane.directions))
+        return cost_of(unravel(origin + jnp.dot(place, directions, precision="highest")))
 
     return jax.lax.map(at, jnp.asarray(places, jnp.float32))
 

@@ -21,33 +21,41 @@ class NotebookBar(tqdm):
     """
 
     def __init__(self, **options: Any) -> None:
-        from IPython.display import display
-
         self._handle: Any = None
         super().__init__(**{**options, "dynamic_ncols": False}, gui=True)  # no terminal is used
-        self._handle = display(self._line(), raw=True, display_id=True)
+        if not self.disable and not self.delay:
+            self.display()
 
     def _line(self) -> dict[str, str]:
         return {"text/plain": str(self)}
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Replaces the line."""
+        """Shows the line, or replaces it."""
+        from IPython.display import display
+
         if self._handle:
             self._handle.update(self._line(), raw=True)
+        else:
+            self._handle = display(self._line(), raw=True, display_id=True)
 
     def clear(self, nolock: bool = False) -> None:
         """Leaves the line, which other output is not mixed with."""
 
     def close(self) -> None:
         """Shows how it ended."""
-        if not self.disable:
+        if self._handle:
             self.display()
         super().close()
 
 
+def is_live() -> bool:
+    """Whether a person watches who can see a bar move."""
+    return sys.stderr.isatty() or in_notebook()
+
+
 def bar(**options: Any) -> tqdm:
-    """tqdm's bar, or the same in a notebook."""
-    return (NotebookBar if in_notebook() else tqdm)(**options)
+    """tqdm's bar, or the same in a notebook; none where nobody watches."""
+    return (NotebookBar if in_notebook() else tqdm)(**options, disable=not is_live())
 
 
 @contextmanager
@@ -57,9 +65,9 @@ def progress(epochs: int, seeds: int, done: int = 0) -> Iterator[Callable[[dict[
     It shows the loss and accuracy so far, images per second and the time left. `done` epochs are
     over already.
     """
-    live = sys.stderr.isatty() or in_notebook()
+    live = is_live()
     layout = "{bar:8} {n}/{total}, {elapsed} so far, {remaining} left, {desc}"
-    shown = bar(total=epochs, initial=done, disable=not live, dynamic_ncols=True, bar_format=layout)
+    shown = bar(total=epochs, initial=done, dynamic_ncols=True, bar_format=layout)
     shown.set_description_str("in the first epoch" if not done else f"in epoch {done + 1}")
 
     def show(record: dict[str, Any]) -> None:

@@ -96,7 +96,8 @@ class TensorBoard:
 
     TensorBoard draws what has the same tag in several folders as lines of one chart. Its steps are
     epochs here. tensorboardX' own SummaryWriter is not used: the thread in which that writes dies
-    with a traceback when the disk is full, and then the run waits for it forever.
+    with a traceback when the disk is full, and then the run waits for it forever. Of a run that
+    ends up in another folder the event files stay where it began.
     """
 
     def __init__(self, run: Run, records: list[Json]) -> None:

@@ -57,7 +57,7 @@ ALLOWED = {
     },
     "cli": {
         *("compiled", "config", "data", "download", "explain", "fit", "ink", "interrupts"),
-        *("notebook", "page", "photo", "plots", "report", "rundir"),
+        *("notebook", "page", "watch", "photo", "plots", "report", "rundir"),
     },
 }
 

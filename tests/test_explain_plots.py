@@ -64,7 +64,7 @@ def test_pixels_stand_under_their_image():
     pushes, slopes = np.zeros((2, 3, 3)), np.zeros((2, 3, 3))
     pushes[1, 0, 2], slopes[1, 2, 0] = -1, 1
     figure = explain_plots.pixels(images, pushes, slopes, ["one", "two"])
-    assert texts(figure) == ["one", "two", "the image", "its ink", "more ink"]
+    assert texts(figure) == ["one", "two", "read as", "the image", "its ink", "more ink"]
     drawn = canvas(figure)
     assert drawn[4, 6, 2] > 2 * drawn[4, 6, 0]  # blue, in the second picture of the second row
     assert drawn[10, 4, 0] > 2 * drawn[10, 4, 2]  # red, in that of the third
@@ -88,6 +88,8 @@ def test_tangents_touch_the_curve_and_point_down(side):
     (first,) = glass.texts
     assert first.xyann == pytest.approx((side * 1.5, 2.25))
     assert first.xy[0] == pytest.approx(side * 1.2)
+    dots = axes.lines[-2].get_xydata()
+    np.testing.assert_allclose(dots, steps[::10])
     assert f"0.1 x 3 to the {'left' if side > 0 else 'right'}" in glass.get_title()
 
 
@@ -102,7 +104,8 @@ def test_the_landscape_draws_the_path():
     np.testing.assert_array_equal(right.lines[0].get_xydata(), path)
     caption = figure._supxlabel.get_text().replace("\n", " ")
     assert "of the 1,234 directions" in caption
-    assert "with 88 % of its squared distances" in caption
+    assert "which hold 88 % of the movement" in caption
+    assert "after 0, 1, 2 epochs" in caption
 
 
 def test_a_flat_landscape_is_drawn():
