@@ -7,6 +7,7 @@ import gc
 import importlib
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -181,8 +182,8 @@ class Predict(Compiling):
             values = {"label": first, "name": name, "probabilities": share.tolist()}
             answers.append({"file": str(file), **values})
             if not self.json:
-                others = f"next {run.class_names[second]}, {share[second]:.1%}"
-                print(f"{file}: {name} ({share[first]:.1%}; {others})")
+                others = f"next {run.class_names[second]}, {_percent(float(share[second]))}"
+                print(f"{file}: {name} ({_percent(float(share[first]))}; {others})")
                 pairs = digit[: len(digit) // 2 * 2].reshape(-1, 2, digit.shape[1])
                 for row in pairs.mean(axis=1).astype(int):  # a character is twice as high as wide
                     line = "".join(SHADES[grey * len(SHADES) // 256] for grey in row)
@@ -337,6 +338,11 @@ def main(args: Sequence[str] | None = None) -> None:
         going_on = f"; go on with: {_resuming(args, stopped.run)}" if stopped.run else ""
         number, run = stopped.number, stopped.run
         _leave(Interrupted(number, run, f"{stopped}{going_on}"), 128 + number)
+
+
+def _percent(share: float) -> str:
+    """Rounded down, as in the figures: nothing is 100 % sure."""
+    return f"{math.floor(1000 * share) / 10:.1f}%"
 
 
 def _leave(why: InputError | Rescued | Interrupted, code: int) -> NoReturn:

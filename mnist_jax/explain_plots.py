@@ -226,8 +226,9 @@ def landscape(
         f"Right, the same cost as a landscape: of the {parameters:,} directions that the weights "
         "can move in, the two along which training moved them most, which hold "
         f"{100 * share:.0f} % of the movement. Contours are closer where it is steep, dark is "
-        "low; the path begins at the ring, with random weights, and ends at the star. It runs a little beside this plane, and "
-        f"is seen from above. The dots are those on the left, after {_listed(epochs)} epochs.",
+        "low; the path begins at the ring, with random weights, and ends at the star. It runs a "
+        "little beside this plane, and is seen from above. "
+        f"The dots are those on the left, after {_listed(epochs)} epochs.",
     )
     left, right = figure.subplots(1, 2, width_ratios=(2, 3))
     left.plot(epochs, path_costs, "o-", color=TRAINING, markersize=4)

@@ -189,6 +189,28 @@ def test_predictions_in_words(run, tmp_path, digits, capsys):
     assert "\n".join(drawn).isascii()
 
 
+def test_a_network_that_diverged_gives_no_answer(tmp_path, digits, capsys):
+    options = [*QUICK, "--learning-rate", "1e30", "--out", tmp_path / "run"]
+    assert call(capsys, "train", *options)[0] == 0
+    Image.fromarray(digits.test.images[0]).save(tmp_path / "digit.png")
+    for command, *more in (("predict", tmp_path / "digit.png"), ("explain",), ("page",)):
+        code, out, err = call(capsys, command, tmp_path / "run", *more)
+        assert (code, out) == (2, "")
+        assert re.fullmatch(r"mnist-jax: the network of \S+ diverged: [^\n]*\n", err)
+
+
+def test_explain_writes_its_figures_one_after_the_other(run, capsys):
+    code, out, err = call(capsys, "explain", run, "--image", 5)
+    assert code == 0, err
+    files = [Path(line) for line in out.splitlines()]
+    assert [file.stem for file in files][:3] == ["units-1", "message", "pixels"]
+    for file in files:
+        with Image.open(file) as picture:
+            assert min(picture.size) > 300
+    code, _, err = call(capsys, "explain", run, "--image", 360)
+    assert (code, err) == (2, "mnist-jax: --image 360 cannot be used: it takes 0 to 359\n")
+
+
 def test_what_the_network_saw_is_drawn_in_characters(mnist_run, tmp_path, capsys):
     """A dark upright bar on a light page, wherever it stands, is a light bar in the middle."""
     page = np.full((300, 200), 240, np.uint8)
@@ -303,6 +325,10 @@ BAD_PLACES = {
     "picture of no format": (
         ["predict", "RUN", "TMP/blank.png", "--picture", "TMP/x.xyz"],
         "x.xyz cannot be used: it takes a file name in .png",
+    ),
+    "picture in no folder": (
+        ["predict", "RUN", "TMP/blank.png", "--picture", "TMP/no/x.png"],
+        "cannot be used: there is no folder",
     ),
     "picture of too many": (
         ["predict", "RUN", *["TMP/blank.png"] * 21, "--picture", "TMP/x.png"],
