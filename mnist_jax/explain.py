@@ -109,10 +109,8 @@ def figures(run: Run, dataset: Dataset, image: int = 0) -> Iterator[tuple[str, F
     path = train_again(run, training)
     costs = jnp.stack([_cost(network, params, few) for params in path.params])
     rows = 8 if len(path.epochs) > 4 else 4  # few frames make large pictures
-    yield (
-        "film",
-        _film(run, network, path, costs, np.sort(_influential(network, 0, signals)[:rows])),
-    )
+    shown = np.sort(_influential(network, 0, signals)[:rows])
+    yield "film", _film(run, network, path, costs, shown)
     yield "one-weight", _one_weight(run, network, path, few)
     if len(path.epochs) > 2:
         yield "landscape", _landscape(network, path, costs, few)

@@ -314,7 +314,7 @@ function build() {
   ink.lineWidth = Math.max(30, scale);
 
   hidden.forEach(({ units }, l) => {
-    const range = { ariaValueMin: 1, ariaValueMax: units, ariaValueNow: 1 };
+    const range = { ariaValueMin: 0, ariaValueMax: units - 1, ariaValueNow: 0 };
     const name = { className: "cells", role: "slider", ariaLabel: `Hidden layer ${l + 1}, unit` };
     boxes.push(make("div", { ...name, ...range, tabIndex: 0 }));
     const caption = make("figcaption", { textContent: `${count(units)} units` });
@@ -484,7 +484,7 @@ function showUnit() {
   const off = !isAnswer && !pass.keep[l][unit];
   const kind = isAnswer ? "score" : "value";
   const told = off ? "off" : `${kind} ${decimal((pass.values[l + 1] ?? pass.logits)[unit])}`;
-  const name = isAnswer ? `Answer ${names[unit]}` : `Layer ${l + 1}, unit ${unit + 1}`;
+  const name = isAnswer ? `Answer ${names[unit]}` : `Layer ${l + 1}, unit ${unit}`;
   $("unit-name").textContent = `${name}: ${told}`;
   $("weights").ariaLabel = `What moves its ${kind}`;
   const looks = l ? "In this drawing" : "Its weights";
@@ -495,7 +495,7 @@ function showUnit() {
     `${looks}: ink on red raises its ${kind}, ink on blue lowers it.${isAnswer ? "" : vote}`;
   if (isAnswer) return;
   $("switch").textContent = state.off[l].has(unit) ? "Switch it on" : "Switch it off";
-  [boxes[l].ariaValueNow, boxes[l].ariaValueText] = [unit + 1, `unit ${unit + 1}, ${told}`];
+  [boxes[l].ariaValueNow, boxes[l].ariaValueText] = [unit, `unit ${unit}, ${told}`];
   showVotes(votes(pass, l, unit));
 }
 

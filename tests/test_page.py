@@ -496,7 +496,7 @@ def test_a_unit_switched_off_says_nothing(drawing, mnist_run):
     expected = by_hand(mnist_run, image, factors)
     np.testing.assert_allclose(shown_logits(drawing), expected, atol=1e-4)
     assert np.abs(expected - before).max() > 0.1
-    assert drawing.find_element(By.ID, "unit-name").text == f"Layer 2, unit {units[1] + 1}: off"
+    assert drawing.find_element(By.ID, "unit-name").text == f"Layer 2, unit {units[1]}: off"
 
     drawing.find_element(By.ID, "switch").click()
     np.testing.assert_array_equal(kept(drawing)[1], 1)
@@ -522,7 +522,7 @@ def test_the_votes_of_the_last_layer_add_up_to_the_scores(drawing, mnist_run):
     point(drawing, 1, unit).perform()
     np.testing.assert_allclose(votes_shown(drawing), values[unit] * last.kernel[unit], atol=0.006)
     named = drawing.find_element(By.ID, "unit-name").text
-    assert named == f"Layer 2, unit {unit + 1}: value {values[unit]:.2f}"
+    assert named == f"Layer 2, unit {unit}: value {values[unit]:.2f}"
     assert "exactly what it adds" in drawing.find_element(By.ID, "unit-text").text
 
 
@@ -531,7 +531,7 @@ def test_a_unit_shows_its_weights_in_red_and_blue(drawing, mnist_run):
     box = drawing.find_elements(By.CLASS_NAME, "cells")[0]
     box.send_keys(Keys.HOME + Keys.ARROW_RIGHT * 5)
     picture = look(drawing, "[...$('weights').getContext('2d').getImageData(0, 0, 28, 28).data]")
-    assert box.get_attribute("aria-valuetext").startswith("unit 6, value ")
+    assert box.get_attribute("aria-valuetext").startswith("unit 5, value ")
     red, _, blue, alpha = np.reshape(picture, (784, 4)).T
     weights = np.asarray(model.layers(report.first_seed(mnist_run).params)[0].kernel)[:, 5]
     np.testing.assert_allclose(alpha, 255 * np.abs(weights) / np.abs(weights).max(), atol=1)
