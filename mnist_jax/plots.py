@@ -155,7 +155,7 @@ def weights(
 
 
 def answers(
-    photos: Sequence[Num[AnyArray, "rows columns"]],
+    photos: Sequence[Num[AnyArray, "_ _"]],  # of any sizes
     digits: Num[AnyArray, "n height width"],
     probabilities: Float[AnyArray, "n classes"],
     class_names: Sequence[str],

@@ -41,11 +41,14 @@ def test_the_lesson_runs_on_mnist(mnist_dir, tmp_path):
 
 
 def test_the_lesson_runs_without_a_network(tmp_path):
+    lesson = json.loads(NOTEBOOK)
+    # What a network knows is drawn above, and takes longest.
+    lesson["cells"] = [cell for cell in lesson["cells"] if "figures" not in "".join(cell["source"])]
     nowhere = {"HTTPS_PROXY": "http://127.0.0.1:9", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    _, kinds, errors = shown(executed(NOTEBOOK, tmp_path, **nowhere))
+    _, kinds, errors = shown(executed(json.dumps(lesson), tmp_path, **nowhere))
     (banner,) = errors
     assert "MNIST IS NOT HERE" in "".join(banner["text"])
-    assert kinds == [*["image/png"] * 11, "text/html"]
+    assert kinds == [*["image/png"] * 3, "text/html"]
 
 
 @pytest.mark.parametrize("word", ["grad", "jit", "vmap", "scan"])
