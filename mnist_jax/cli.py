@@ -17,13 +17,16 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import tyro
 
 from mnist_jax.config import Config, InputError, Interrupted, Rescued, Saving
 from mnist_jax.interrupts import listening
 from mnist_jax.notebook import in_notebook
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STARTED = time.perf_counter() - time.process_time()
 """When the process started: what it has computed so far is what it took to get here."""
@@ -142,7 +145,10 @@ class Predict(Compiling):
         if not self.images:
             raise InputError("predict needs at least one image after the run folder")
         if self.picture:
-            self._check_picture(self.picture)
+            _require_picture_file("--picture", self.picture)
+            if len(self.images) > 20:
+                count = len(self.images)
+                raise InputError(f"--picture shows at most 20 images, and here are {count}")
         import numpy as np
         from PIL import Image
 
@@ -169,12 +175,7 @@ class Predict(Compiling):
 
             names = [file.name for file in self.images]
             figure = plots.answers(small, np.stack(digits), shares, run.class_names, names)
-            try:
-                figure.savefig(self.picture, dpi=150)
-            except OSError as error:
-                raise InputError(
-                    f"cannot write {self.picture}: {error.strerror}; choose another --picture"
-                ) from None
+            _save_picture("--picture", self.picture, figure)
         answers = []
         for file, digit, share in zip(self.images, digits, shares, strict=True):
             first, second = int(share.argmax()), int(np.argsort(share)[-2])
@@ -190,15 +191,6 @@ class Predict(Compiling):
                     print(f"  {line}".rstrip())
         if self.json:
             print(json.dumps(answers, indent=2))
-
-    def _check_picture(self, file: Path) -> None:
-        if file.suffix.lower() not in PICTURE_FORMATS or file.is_dir():
-            known = ", ".join(PICTURE_FORMATS)
-            raise InputError(f"--picture {file} cannot be used: it takes a file name in {known}")
-        if not file.parent.is_dir():
-            raise InputError(f"--picture {file} cannot be used: there is no folder {file.parent}")
-        if len(self.images) > 20:
-            raise InputError(f"--picture shows at most 20 images, and here are {len(self.images)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -283,20 +275,13 @@ class Samples:
         """Writes the picture, and shows it."""
         if not 1 <= self.count <= 400:
             raise InputError(f"--count {self.count} cannot be used: it takes 1 to 400")
-        if self.out.suffix.lower() not in PICTURE_FORMATS or self.out.is_dir():
-            known = ", ".join(PICTURE_FORMATS)
-            raise InputError(f"--out {self.out} cannot be used: it takes a file name in {known}")
+        _require_picture_file("--out", self.out)
         from mnist_jax import data, plots
 
         dataset = data.load(self.dataset, self.data_dir)
         first = dataset.train.images[: self.count], dataset.train.labels[: self.count]
         figure = plots.samples(*first, dataset.class_names, f"{dataset.name}: the first images")
-        try:
-            figure.savefig(self.out, dpi=150)
-        except OSError as error:
-            raise InputError(
-                f"cannot write {self.out}: {error.strerror}; choose another --out"
-            ) from None
+        _save_picture("--out", self.out, figure)
         print(f"{dataset.name}: the first {len(first[1])} training images, in {self.out}")
         plots.show(figure)
 
@@ -338,6 +323,23 @@ def main(args: Sequence[str] | None = None) -> None:
         going_on = f"; go on with: {_resuming(args, stopped.run)}" if stopped.run else ""
         number, run = stopped.number, stopped.run
         _leave(Interrupted(number, run, f"{stopped}{going_on}"), 128 + number)
+
+
+def _require_picture_file(flag: str, file: Path) -> None:
+    """Raises InputError unless a picture can have the name `file`."""
+    if file.suffix.lower() not in PICTURE_FORMATS or file.is_dir():
+        known = ", ".join(PICTURE_FORMATS)
+        raise InputError(f"{flag} {file} cannot be used: it takes a file name in {known}")
+    if not file.parent.is_dir():
+        missing = f"there is no folder {file.parent}"
+        raise InputError(f"cannot write {file}: {missing}; choose another {flag}")
+
+
+def _save_picture(flag: str, file: Path, figure: "Figure") -> None:
+    try:
+        figure.savefig(file, dpi=150)
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror}; choose another {flag}") from None
 
 
 def _percent(share: float) -> str:

@@ -147,14 +147,14 @@ def test_mnist_images_saved_as_png_are_misread_exactly_as_often(mnist_run, mnist
 
 def test_photographs_of_mnist_are_read_as_well_as_mnist(mnist_run, mnist, tmp_path, capsys):
     """Dark ink on a light page, ten times as large, off the middle, as JPEG."""
-    files = [tmp_path / f"{i}.jpg" for i in range(100)]
+    files = [tmp_path / f"{i}.jpg" for i in range(500)]
     for image, file in zip(mnist.test.images, files, strict=False):
         ink = Image.fromarray(255 - image).resize((280, 280), Image.Resampling.BICUBIC)
         page = Image.new("L", (500, 400), 255)
         page.paste(ink, (190, 20))
         page.save(file)
-    errors = int((labels_read(capsys, mnist_run, files) != mnist.test.labels[:100]).sum())
-    allowed = rundir.read_summary(mnist_run)["test_error_percent_mean"] / 100 * 100
+    errors = int((labels_read(capsys, mnist_run, files) != mnist.test.labels[:500]).sum())
+    allowed = rundir.read_summary(mnist_run)["test_error_percent_mean"] / 100 * 500
     assert errors <= 1.5 * allowed
 
 
@@ -328,7 +328,7 @@ BAD_PLACES = {
     ),
     "picture in no folder": (
         ["predict", "RUN", "TMP/blank.png", "--picture", "TMP/no/x.png"],
-        "cannot be used: there is no folder",
+        "; choose another --picture",
     ),
     "picture of too many": (
         ["predict", "RUN", *["TMP/blank.png"] * 21, "--picture", "TMP/x.png"],

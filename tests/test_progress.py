@@ -1,9 +1,10 @@
 import io
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from mnist_jax.progress import progress, say
+from mnist_jax.progress import NotebookBar, progress, say
 
 RECORD = {
     "epoch": 3,
@@ -54,3 +55,24 @@ def test_a_stderr_that_is_gone_does_not_end_a_run(monkeypatch, terminal):
     with progress(epochs=10, seeds=2) as show:
         show(RECORD)
     say("more")
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"), [({}, 1), ({"delay": 100}, 0), ({"disable": True}, 0)]
+)
+def test_a_notebook_has_one_line_or_none(options, shown, monkeypatch):
+    """None where the bar is off, or over before it would be of use."""
+    lines, later = [], []
+
+    def display(line, **_):
+        lines.append(line)
+        return SimpleNamespace(update=lambda line, raw: later.append(line))
+
+    monkeypatch.setattr("IPython.display.display", display)
+    with NotebookBar(total=2, **options) as bar:
+        bar.update()
+        bar.update()
+    assert len(lines) == shown
+    assert bool(later) == bool(shown)
+    if shown:
+        assert "2/2" in later[-1]["text/plain"]

@@ -217,9 +217,10 @@ def test_a_run_that_has_but_to_be_tested_is_watched_to_its_end(run, tmp_path):
     assert steps(tags)["loss/test"] == steps(tags)["figures/curves"] == [5]
 
 
-def test_a_finished_run_is_left_alone(run):
+def test_a_finished_run_is_left_alone(run, capsys):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*tfevents*")}
     fit(SMALL, run, resume=True, tensorboard=True)
+    assert "nothing for TensorBoard to watch" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*tfevents*")} == before
 
 
