@@ -234,7 +234,7 @@ def main() -> None:
     content = page.html(run, dataset).encode()
     network = report.first_seed(run)
     inputs = to_inputs(images)
-    expected, _ = run.recipe.model.apply(network.params, network.model_state, inputs, None)
+    expected, _ = run.recipe.model.apply(network.weights, network.model_state, inputs, None)
     with tempfile.TemporaryDirectory() as folder, browser() as driver:
         file = Path(folder) / "page.html"
         file.write_bytes(content)

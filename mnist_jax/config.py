@@ -18,6 +18,7 @@ Initializer = Literal[
     "lecun_uniform",
     "orthogonal",
 ]
+Optimizer = Literal["sgd", "adam"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -80,14 +81,47 @@ class Config:
     dropout: float = 0.2
     """Share of the hidden units dropped in training."""
 
+    input_noise: float = 0.0
+    """Standard deviation of Gaussian noise on the pixels, from 0 to 1, in training."""
+
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise on what each hidden unit reads, in training."""
+
+    batch_norm: bool = False
+    """Normalise what each hidden unit reads over the batch."""
+
+    rotation_degrees: float = 0.0
+    """Training images are rotated by up to this angle, each time anew."""
+
+    shear_degrees: float = 0.0
+    """They are sheared by up to this angle."""
+
+    scale: float = 0.0
+    """They are made taller and wider, or less so, by up to this share."""
+
+    shift_pixels: float = 0.0
+    """They are shifted by up to this many pixels."""
+
+    elastic_sigma_pixels: float = 4.0
+    """How smooth their elastic deformation is: the width of its Gaussian."""
+
+    elastic_alpha_pixels: float = 0.0
+    """How strong their elastic deformation is; 34 and sigma 4 move a pixel by 1.4, typically."""
+
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes."""
+
     epochs: int = 10
     """Passes over the training images."""
 
     batch_size: int = 128
     """Images in one step; what is left over at the end of an epoch waits for the next shuffle."""
 
+    optimizer: Optimizer = "sgd"
+    """What takes the steps."""
+
     learning_rate: float = 0.1
-    """Peak step size of SGD."""
+    """Peak step size."""
 
     schedule: Schedule = "linear"
     """How the learning rate falls, to zero at the last step unless constant."""
@@ -96,13 +130,19 @@ class Config:
     """Steps over which the learning rate first climbs from zero."""
 
     momentum: float = 0.9
-    """Share of the last update that the next one keeps."""
+    """Share of the last update that the next one keeps (Adam's first beta)."""
 
     nesterov: bool = False
     """Look ahead along the momentum."""
 
     weight_decay: float = 2e-4
     """L2 pull of the weights (not the biases) towards zero, added to the gradient."""
+
+    max_norm: float = 0.0
+    """Largest length of the weights into a unit; 0 is no limit."""
+
+    ema_decay: float = 0.0
+    """Decay, a step, of the moving average of the weights that is tested; 0 tests the last ones."""
 
     seed: int = 0
     """The first seed; it decides initial weights, order of images and dropout masks."""
@@ -131,8 +171,16 @@ class Config:
             require(self, name, 1 <= getattr(self, name) <= MOST, f"1 to {MOST}")
         for name in ("validation_images", "warmup_steps"):
             require(self, name, getattr(self, name) >= 0, "0 or more")
-        for name in ("input_dropout", "dropout", "momentum"):
+        shares = ("input_dropout", "dropout", "momentum", "label_smoothing", "ema_decay", "scale")
+        for name in shares:
             require(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        angles = ("rotation_degrees", "shear_degrees")
+        for name in angles:
+            require(self, name, 0 <= getattr(self, name) < 90, "at least 0 and below 90")
+        for name in ("input_noise", "noise", "max_norm", "shift_pixels", "elastic_alpha_pixels"):
+            require(self, name, 0 <= getattr(self, name) < 1e38, "at least 0 and below 1e38")
+        sigma = self.elastic_sigma_pixels
+        require(self, "elastic_sigma_pixels", 0 < sigma <= 1000, "above 0, at most 1000")
         require(self, "learning_rate", 0 < self.learning_rate < 1e38, "above 0 and below 1e38")
         require(self, "weight_decay", 0 <= self.weight_decay < 1e38, "at least 0 and below 1e38")
         last_seed = self.seed + self.seeds - 1

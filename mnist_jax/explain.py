@@ -14,11 +14,11 @@ from mnist_jax import data, explain_plots, inside, population
 from mnist_jax.config import InputError
 from mnist_jax.data import Dataset, Examples
 from mnist_jax.inside import Network
-from mnist_jax.model import PyTree, layers
+from mnist_jax.model import Layer, layers
 from mnist_jax.preprocess import Inputs, Labels
 from mnist_jax.progress import bar, is_live, say
-from mnist_jax.report import Run, dense_layers, first_seed
-from mnist_jax.train import steps_per_epoch
+from mnist_jax.report import Run, dense_layers
+from mnist_jax.train import TrainState, steps_per_epoch
 
 COST_IMAGES = 1000
 """Training images that a cost is taken over, the first."""
@@ -49,10 +49,10 @@ GRID = 25
 
 
 class Trajectory(NamedTuple):
-    """The parameters of a network at some moments of its training."""
+    """The layers of a network at some moments of its training."""
 
     epochs: tuple[int, ...]
-    params: tuple[PyTree, ...]
+    layers: tuple[tuple[Layer, ...], ...]
 
 
 def train_again(run: Run, training: Examples) -> Trajectory:
@@ -62,16 +62,22 @@ def train_again(run: Run, training: Examples) -> Trajectory:
     kept = sorted({round(epoch) for epoch in np.linspace(0, done, FRAMES)})
     examples, keys = jax.device_put(training), population.keys([run.config.seed])
     states = population.init(run.recipe, keys)
-    path = [jax.tree.map(lambda leaf: np.array(leaf[0]), states.params)]
+
+    def taken_apart(states: TrainState) -> tuple[Layer, ...]:
+        settled = population.settle(run.recipe, states, examples.images)
+        state = jax.tree.map(lambda leaf: np.array(leaf[0]), settled)
+        return layers(state.weights, state.model_state)
+
+    path = [taken_apart(states)]
     if not is_live():
         say(f"training again, {done} epochs, to see how it came there")
     with bar(total=done, desc="training again") as shown:
         for epoch in range(1, done + 1):
             states, _ = population.train_epoch(run.recipe, states, examples, keys, batch_size, 1)
             if epoch in kept:
-                path.append(jax.tree.map(lambda leaf: np.array(leaf[0]), states.params))
+                path.append(taken_apart(states))
             shown.update()
-    ends = jax.tree.map(lambda a, b: np.abs(a - b).max(), path[-1], first_seed(run).params)
+    ends = jax.tree.map(lambda a, b: np.abs(a - b).max(), path[-1], dense_layers(run))
     if apart := max(jax.tree.leaves(ends)):
         say(
             f"training again ends up to {apart:.1g} from the weights of {run.path}, as rounding, "
@@ -107,7 +113,7 @@ def figures(run: Run, dataset: Dataset, image: int = 0) -> Iterator[tuple[str, F
         yield "dropout", _dropout(run, network, test)
         yield "classes", _classes(run, network, test)
     path = train_again(run, training)
-    costs = jnp.stack([_cost(network, params, few) for params in path.params])
+    costs = jnp.stack([_cost(network, layers, few) for layers in path.layers])
     rows = 8 if len(path.epochs) > 4 else 4  # few frames make large pictures
     shown = np.sort(_influential(network, 0, signals)[:rows])
     yield "film", _film(run, network, path, costs, shown)
@@ -194,11 +200,9 @@ def _pixels(run: Run, network: Network, test: Examples) -> Figure:
 
 def _one_weight(run: Run, network: Network, path: Trajectory, few: tuple[Inputs, Labels]) -> Figure:
     """About the weight of the last layer that matters most to the cost before training."""
-    network = network._replace(layers=layers(path.params[0]))
+    network = network._replace(layers=path.layers[0])
     last = len(network.layers) - 1
-    slope = np.asarray(
-        jax.grad(_cost, argnums=1)(network, path.params[0], few)[f"Dense_{last}"]["kernel"]
-    )
+    slope = np.asarray(jax.grad(_cost, argnums=1)(network, path.layers[0], few)[last].kernel)
     row, column = map(int, np.unravel_index(np.abs(slope).argmax(), slope.shape))
     at = jax.jit(
         partial(inside.one_weight, network, (last, row, column), inputs=few[0], labels=few[1])
@@ -255,8 +259,10 @@ def _classes(run: Run, network: Network, test: Examples) -> Figure:
     return explain_plots.classes(*(pixels, units), test.labels[:DOTS], run.class_names)
 
 
-def _cost(network: Network, params: PyTree, few: tuple[Inputs, Labels]) -> Float[Array, ""]:
-    return inside.cost(network._replace(layers=layers(params)), *few)
+def _cost(
+    network: Network, layers: tuple[Layer, ...], few: tuple[Inputs, Labels]
+) -> Float[Array, ""]:
+    return inside.cost(network._replace(layers=layers), *few)
 
 
 def _film(
@@ -266,7 +272,7 @@ def _film(
     costs: Float[Array, "frames"],
     units: Integer[np.ndarray, "units"],
 ) -> Figure:
-    kernels = np.stack([layers(params)[0].kernel[:, units].T for params in path.params])
+    kernels = np.stack([layers[0].kernel[:, units].T for layers in path.layers])
     frames = kernels.reshape(*kernels.shape[:2], *run.image_shape)
     return explain_plots.film(frames, path.epochs, costs, _names(run, network, units))
 
@@ -274,12 +280,12 @@ def _film(
 def _landscape(
     network: Network, path: Trajectory, costs: Float[Array, "points"], few: tuple[Inputs, Labels]
 ) -> Figure:
-    plane = inside.plane(path.params)
+    plane = inside.plane(path.layers)
     low, high = plane.path.min(axis=0), plane.path.max(axis=0)
     middle, half = (low + high) / 2, 0.65 * (high - low).max()
     across, up = (np.linspace(x - half, x + half, GRID, dtype=np.float32) for x in middle)
     places = np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2)
-    like = path.params[0]
+    like = path.layers[0]
     grid = inside.cost_on(plane, like, places, partial(_cost, network, few=few))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(like))
     return explain_plots.landscape(

@@ -27,6 +27,7 @@ from mnist_jax.environment import device_name, environment, versions
 from mnist_jax.interrupts import Received, listening
 from mnist_jax.keeper import Keeper
 from mnist_jax.optim import learning_rate_schedule
+from mnist_jax.preprocess import Images
 from mnist_jax.progress import progress, say
 from mnist_jax.report import Run, draw, in_words, is_finished, measure, memory_errors
 from mnist_jax.resume import find_checkpoint, mend
@@ -96,7 +97,7 @@ def fit(
     }
     about = {
         **to_json(config),
-        "recipe": getattr(make_recipe, "__qualname__", type(make_recipe).__name__),
+        "recipe": name_of(make_recipe),
         **{"data": info, "environment": environment()},
     }
     out = out or _new_folder(config)
@@ -135,7 +136,7 @@ def fit(
             run = _train(
                 run, training, validation, side_by_side, keeper, watching, seconds, received
             )
-            summary = _test(run, dataset, keeper, seconds)
+            summary = _test(run, dataset, training.images, keeper, seconds)
             if keeper.lost:
                 raise Rescued(None, f"{keeper.lost}. What it came to: {in_words(summary)}")
             summary |= {"resumed_from_epoch": len(records), "seconds": seconds}
@@ -154,6 +155,15 @@ def fit(
         if keeper.failure:
             raise Rescued(keeper.run, f"{keeper.failure}. The whole run is in {keeper.run} instead")
         return run._replace(path=keeper.run)
+
+
+def name_of(make_recipe: MakeRecipe) -> str:
+    """What tells a recipe from others in config.json: its function, and what a `partial` gave."""
+    if isinstance(make_recipe, partial):
+        given = [*map(str, make_recipe.args)]
+        given += [f"{name}={value}" for name, value in make_recipe.keywords.items()]
+        return f"{name_of(make_recipe.func)}({', '.join(given)})"
+    return getattr(make_recipe, "__qualname__", type(make_recipe).__name__)
 
 
 def _train(
@@ -190,9 +200,12 @@ def _train(
                 "train_loss": metrics.loss.tolist(),
                 "train_error_percent": (100 * metrics.errors / seen).tolist(),
             }
+            if epoch == config.epochs:  # as it is kept
+                states = population.settle(recipe, states, training.images)
             if len(validation.labels):
                 with _timed(seconds, "evaluate"):
-                    evaluation = jax.device_get(population.evaluate(recipe, states, validation))
+                    settled = population.settle(recipe, states, training.images)
+                    evaluation = jax.device_get(population.evaluate(recipe, settled, validation))
                 percent = 100 * evaluation.errors / len(validation.labels)
                 record |= {
                     "validation_loss": evaluation.loss.tolist(),
@@ -224,11 +237,17 @@ def _train(
     return run._replace(states=states)
 
 
-def _test(run: Run, dataset: Dataset, keeper: Keeper, seconds: dict[str, float]) -> Json:
+def _test(
+    run: Run, dataset: Dataset, training: Images, keeper: Keeper, seconds: dict[str, float]
+) -> Json:
     """The summary of `run`, but for the time it took."""
     config, parts = run.config, keeper.config["data"]
     with _timed(seconds, "evaluate"):
         result = measure(run, dataset.test)
+        if run.states.average is not None:
+            last = population.settle(run.recipe, run.states._replace(average=None), training)
+            evaluation = jax.device_get(population.evaluate(run.recipe, last, dataset.test))
+            result["test_errors_of_last_weights"] = evaluation.errors.tolist()
     steps = steps_per_epoch(parts["train_images"], config.batch_size)
     stopped, last_step = _stopped(keeper.records, config), keeper.records[-1]["step"]
     finite = np.isfinite(np.array(result["test_loss"], float))

@@ -15,6 +15,10 @@ PyTree = Any
 """Nested containers of arrays."""
 
 
+EPSILON = 1e-5
+"""What batch normalisation adds to a variance before it divides."""
+
+
 class Model(NamedTuple):
     """A network as the training code sees it, whichever library it was written in.
 
@@ -22,7 +26,10 @@ class Model(NamedTuple):
     carries from step to step, such as batch statistics (`{}` for an MLP).
 
     `apply(params, model_state, inputs, key) -> (logits, model_state)`: `key` draws the dropout
-    masks; with None the network is deterministic, as it is when it is evaluated.
+    masks and the noise; with None the network is deterministic, as it is when it is evaluated.
+
+    `settle(params, model_state, inputs) -> model_state`: what a network carries for its evaluation,
+    from training inputs and without noise. An MLP with batch normalisation takes its statistics.
     """
 
     init: Callable[[Key[Array, ""]], tuple[PyTree, PyTree]]
@@ -30,6 +37,20 @@ class Model(NamedTuple):
         [PyTree, PyTree, Inputs, Key[Array, ""] | None],
         tuple[Float[Array, "n classes"], PyTree],
     ]
+    settle: Callable[[PyTree, PyTree, Inputs], PyTree] = lambda params, model_state, _: model_state
+
+
+class Noise(nn.Module):
+    """Adds Gaussian noise of standard deviation `std` in training."""
+
+    std: float
+
+    @nn.compact
+    def __call__(self, x: Float[AnyArray, "*shape"], train: bool) -> Float[AnyArray, "*shape"]:
+        """`x` with its noise; the same `x` when not in training."""
+        if not train or not self.std:
+            return x
+        return x + self.std * jax.random.normal(self.make_rng("dropout"), x.shape)
 
 
 class Dropout(nn.Module):
@@ -64,7 +85,10 @@ def into_few_columns(
 
 
 class MLP(nn.Module):
-    """Dropout on the inputs, then dense, activation, dropout for each width, then the logits."""
+    """Noise and dropout on the inputs, hidden layers of the widths, then the logits.
+
+    A hidden layer is dense, batch normalisation, noise, activation, dropout.
+    """
 
     hidden: tuple[int, ...]
     classes: int
@@ -72,13 +96,23 @@ class MLP(nn.Module):
     initializer: nn.initializers.Initializer = nn.initializers.he_normal()
     input_dropout: float = 0.0
     dropout: float = 0.0
+    input_noise: float = 0.0
+    noise: float = 0.0
+    batch_norm: bool = False
+    batch_norm_decay: float = 0.99  # of the statistics, which are for evaluation alone
 
     @nn.compact
     def __call__(self, inputs: Inputs, train: bool) -> Float[Array, "n classes"]:
-        """The logits; dropout is on when `train` is."""
-        x = Dropout(self.input_dropout)(inputs, train)
+        """The logits; noise, dropout and the statistics of the batch are on when `train` is."""
+        x = Noise(self.input_noise)(inputs, train)
+        x = Dropout(self.input_dropout)(x, train)
         for width in self.hidden:
             x = nn.Dense(width, kernel_init=self.initializer)(x)
+            if self.batch_norm:
+                x = nn.BatchNorm(
+                    use_running_average=not train, momentum=self.batch_norm_decay, epsilon=EPSILON
+                )(x)
+            x = Noise(self.noise)(x, train)
             x = self.activation(x)
             x = Dropout(self.dropout)(x, train)
         logits = nn.Dense(self.classes, kernel_init=self.initializer, dot_general=into_few_columns)
@@ -92,14 +126,30 @@ class Layer(NamedTuple):
     bias: Float[AnyArray, "units"]
 
 
-def layers(params: PyTree) -> tuple[Layer, ...]:
-    """The dense layers of an `MLP` with these parameters, from the pixels to the logits."""
-    dense = (params[f"Dense_{i}"] for i in range(len(params)))
-    return tuple(Layer(layer["kernel"], layer["bias"]) for layer in dense)
+def layers(params: PyTree, model_state: PyTree) -> tuple[Layer, ...]:
+    """The dense layers of an `MLP`, from the pixels to the logits.
+
+    Batch normalisation, which is linear once its statistics stand still, is part of the layers.
+    """
+    found = []
+    for i in range(sum(name.startswith("Dense") for name in params)):
+        kernel, bias = params[f"Dense_{i}"]["kernel"], params[f"Dense_{i}"]["bias"]
+        name = f"BatchNorm_{i}"
+        if name in params:
+            statistics, scale = model_state["batch_stats"][name], params[name]["scale"]
+            gain = scale / (statistics["var"] + EPSILON) ** 0.5
+            kernel, bias = kernel * gain[None], (bias - statistics["mean"]) * gain
+            bias = bias + params[name]["bias"]
+        found.append(Layer(kernel, bias))
+    return tuple(found)
 
 
-def from_linen(module: nn.Module, pixels: int) -> Model:
-    """The pure pair of a Linen module that is called with `(inputs, train)`."""
+def from_linen(module: nn.Module, pixels: int, clean: nn.Module | None = None) -> Model:
+    """The pure triple of a Linen module that is called with `(inputs, train)`.
+
+    `clean` is the module without noise, whose state after one batch is that batch's alone; a
+    network that carries nothing needs none.
+    """
 
     def init(key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         variables = dict(module.init(key, jnp.zeros((1, pixels)), train=False))
@@ -116,17 +166,30 @@ def from_linen(module: nn.Module, pixels: int) -> Model:
         )
         return logits, model_state
 
-    return Model(init, apply)
+    def settle(params: PyTree, model_state: PyTree, inputs: Inputs) -> PyTree:
+        if not model_state or clean is None:
+            return model_state
+        variables = {"params": params, **model_state}
+        return clean.apply(variables, inputs, train=True, mutable=list(model_state))[1]
+
+    return Model(init, apply, settle)
 
 
 def mlp(config: Config, pixels: int, classes: int) -> Model:
     """The network that `config` describes, for data of `pixels` inputs and `classes` answers."""
-    module = MLP(
+    clean = MLP(
         hidden=config.hidden,
         classes=classes,
         activation=getattr(jax.nn, config.activation),
         initializer=getattr(jax.nn.initializers, config.initializer)(),
+        batch_norm=config.batch_norm,
+        batch_norm_decay=0.0,
+    )
+    module = clean.copy(
         input_dropout=config.input_dropout,
         dropout=config.dropout,
+        input_noise=config.input_noise,
+        noise=config.noise,
+        batch_norm_decay=MLP.batch_norm_decay,
     )
-    return from_linen(module, pixels)
+    return from_linen(module, pixels, clean)

@@ -1,9 +1,14 @@
-"""How the weights move: the learning rate over time, and SGD."""
+"""How the weights move: the learning rate over time, SGD and Adam, and the limits they keep."""
+
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 from mnist_jax.config import Config, InputError
+from mnist_jax.model import PyTree
 
 
 def learning_rate_schedule(config: Config, steps: int) -> optax.Schedule:
@@ -26,13 +31,38 @@ def learning_rate_schedule(config: Config, steps: int) -> optax.Schedule:
     return optax.join_schedules([climb, after_warmup], [warmup]) if warmup else after_warmup
 
 
-def sgd(config: Config, steps: int) -> optax.GradientTransformation:
-    """SGD with momentum and weight decay for a run of `steps` steps."""
+def limit_norms(longest: float) -> optax.GradientTransformation:
+    """Shortens the weights into each unit to length `longest` after a step that left them longer.
+
+    Source: Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting",
+    JMLR 2014, section 5.1.
+    """
+
+    def shorten(updates: PyTree, params: PyTree | None) -> PyTree:
+        assert params is not None
+
+        def shortened(update: Array, param: Array) -> Array:
+            if param.ndim < 2:
+                return update
+            moved = param + update
+            length = jnp.linalg.norm(moved, axis=0, keepdims=True)
+            return moved * jnp.minimum(1, longest / jnp.maximum(length, 1e-12)) - param
+
+        return jax.tree.map(shortened, updates, params)
+
+    return optax.stateless(shorten)
+
+
+def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
+    """SGD or Adam with weight decay and limited norms, for a run of `steps` steps."""
 
     def is_kernel(params: optax.Params) -> optax.Params:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
-        optax.sgd(learning_rate_schedule(config, steps), config.momentum, config.nesterov),
-    )
+    rate, momentum = learning_rate_schedule(config, steps), config.momentum
+    steps_of = {
+        "sgd": partial(optax.sgd, rate, momentum, config.nesterov),
+        "adam": partial(optax.adam, rate, momentum, nesterov=config.nesterov),
+    }[config.optimizer]
+    chain = [optax.add_decayed_weights(config.weight_decay, mask=is_kernel), steps_of()]
+    return optax.chain(*chain, *([limit_norms(config.max_norm)] if config.max_norm else []))

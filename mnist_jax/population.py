@@ -73,6 +73,17 @@ def train_epoch(
     return jax.lax.map(epoch, (states, keys), batch_size=vmapped)
 
 
+def settle(recipe: Recipe, states: TrainState, images: Images) -> TrainState:
+    """`train.settle` for every network; the same `states` where there is nothing to settle."""
+    return _settle(recipe, states, images) if jax.tree.leaves(states.model_state) else states
+
+
+@partial(jax.jit, static_argnames="recipe")
+def _settle(recipe: Recipe, states: TrainState, images: Images) -> TrainState:
+    # One after the other, as the activations of so many images take memory.
+    return jax.lax.map(lambda state: train.settle(recipe, state, images), states)
+
+
 @partial(jax.jit, static_argnames="recipe")
 def predict(recipe: Recipe, states: TrainState, images: Images) -> Float[Array, "seeds n classes"]:
     """The logits that each network gives each image."""

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mnist_jax import checkpoint, data, population, rundir
 from mnist_jax.config import MOST, Config, InputError, from_json
 from mnist_jax.data import Dataset, Examples
 from mnist_jax.model import Layer, layers
-from mnist_jax.preprocess import Images
+from mnist_jax.preprocess import AnyArray, Images
 from mnist_jax.train import Recipe, TrainState, default_recipe
 
 if TYPE_CHECKING:
@@ -129,10 +129,13 @@ def measure(run: Run, examples: Examples) -> dict[str, Any]:
     """What goes into the summary about the test set; std is over seeds (n - 1), None for one."""
     with memory_errors(run.config):
         evaluation = jax.device_get(population.evaluate(run.recipe, run.states, examples))
+        answers = None
+        if len(evaluation.loss) > 1:
+            answers = ensemble(population.predict(run.recipe, run.states, examples.images))
     errors, counts = evaluation.errors, evaluation.confusion.sum(axis=0)
     percent = 100 * errors / len(examples.labels)
     by_class = 100 * np.diag(counts) / np.maximum(counts.sum(axis=1), 1)
-    return {
+    result = {
         "test_errors": errors.tolist(),
         "test_error_percent_mean": float(percent.mean()),
         "test_error_percent_std": float(percent.std(ddof=1)) if len(percent) > 1 else None,
@@ -140,6 +143,14 @@ def measure(run: Run, examples: Examples) -> dict[str, Any]:
         "class_accuracy_percent": dict(zip(run.class_names, by_class.tolist(), strict=True)),
         "confusion": counts.tolist(),  # over all seeds
     }
+    if answers is not None:
+        result["test_errors_of_ensemble"] = int((answers != examples.labels).sum())
+    return result
+
+
+def ensemble(logits: Float[AnyArray, "networks n classes"]) -> Int[np.ndarray, "n"]:
+    """The class to which networks give the highest probability on average, for each image."""
+    return np.asarray(jax.nn.softmax(logits).mean(axis=0).argmax(axis=-1))
 
 
 def in_words(summary: dict[str, Any]) -> str:
@@ -166,7 +177,8 @@ def dense_layers(run: Run) -> tuple[Layer, ...]:
     Raises:
         InputError: it diverged.
     """
-    found = layers(first_seed(run).params)
+    state = first_seed(run)
+    found = layers(state.weights, state.model_state)
     if not all(bool(jnp.isfinite(array).all()) for layer in found for array in layer):
         raise InputError(
             f"the network of {run.path} diverged: some weights are no finite numbers; train it "
@@ -226,7 +238,7 @@ def first_kernel(
 ) -> Float[np.ndarray, "pixels units"] | None:
     """The weights of the first seed's first layer, if it has one of the form of a dense layer."""
     pixels = image_shape[0] * image_shape[1]
-    leaves = jax.tree.leaves(states.params)
+    leaves = jax.tree.leaves(states.weights)
     # Taken on the host: on the device it would be one more program to compile.
     kernels = (np.asarray(leaf) for leaf in leaves if leaf.ndim == 3 and leaf.shape[1] == pixels)
     return next((kernel[0] for kernel in kernels), None)

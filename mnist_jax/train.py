@@ -13,11 +13,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from mnist_jax.augment import deform_all, strength_of
 from mnist_jax.config import Config, InputError
 from mnist_jax.data import Examples
 from mnist_jax.model import Model, PyTree, mlp
-from mnist_jax.optim import sgd
+from mnist_jax.optim import optimizer
 from mnist_jax.preprocess import AnyArray, Images, Inputs, Labels, one_hot, to_inputs
+
+SETTLING_IMAGES = 10_000
+"""About how many training images, evenly spaced, statistics for the evaluation are taken over."""
 
 EVALUATION_BATCH = 1000
 """Images evaluated at once. It is fixed so that one image gets the same logits in any company."""
@@ -39,6 +43,12 @@ class TrainState(NamedTuple):
     model_state: PyTree  # what else the network carries; {} for an MLP
     opt_state: PyTree
     step: Int[Array, ""]
+    average: PyTree = None  # the moving average of params, where the recipe takes one
+
+    @property
+    def weights(self) -> PyTree:
+        """The parameters that are evaluated: the averaged ones, or else the last."""
+        return self.params if self.average is None else self.average
 
 
 class Metrics(NamedTuple):
@@ -68,11 +78,14 @@ def cross_entropy(
     inputs: Inputs,
     labels: Labels,
     key: Key[Array, ""],
+    label_smoothing: float = 0.0,
 ) -> tuple[Float[Array, ""], tuple[Logits, PyTree]]:
     """Mean cross-entropy of softmax(logits) with the labels, and the logits it came from."""
     logits, model_state = model.apply(params, model_state, inputs, key)
-    losses = optax.softmax_cross_entropy(logits, one_hot(labels, logits.shape[-1]))
-    return losses.mean(), (logits, model_state)
+    targets = one_hot(labels, logits.shape[-1])
+    if label_smoothing:
+        targets = optax.smooth_labels(targets, label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets).mean(), (logits, model_state)
 
 
 def as_they_are(key: Key[Array, ""], images: Images) -> Images:
@@ -91,6 +104,7 @@ class Recipe(NamedTuple):
     loss: Loss = cross_entropy
     preprocess: Callable[[Images], Inputs] = to_inputs
     augment: Callable[[Key[Array, ""], Images], Images] = as_they_are  # grey values in [0, 255]
+    ema_decay: float = 0.0  # of the moving average of the weights; 0 takes none
 
 
 @lru_cache  # JAX keeps the programs that it compiled for a recipe, and knows this one again
@@ -101,7 +115,14 @@ def default_recipe(config: Config, pixels: int, classes: int, train_images: int)
         InputError: there are fewer images than one batch takes, or the warm-up never ends.
     """
     steps = config.epochs * steps_per_epoch(train_images, config.batch_size)
-    return Recipe(mlp(config, pixels, classes), sgd(config, steps))
+    recipe = Recipe(mlp(config, pixels, classes), optimizer(config, steps))
+    strength = strength_of(config)
+    if any(strength._replace(elastic_sigma_pixels=0)):
+        recipe = recipe._replace(augment=partial(deform_all, strength))
+    if config.label_smoothing:
+        loss = partial(cross_entropy, label_smoothing=config.label_smoothing)
+        recipe = recipe._replace(loss=loss)
+    return recipe._replace(ema_decay=config.ema_decay)
 
 
 def steps_per_epoch(train_images: int, batch_size: int) -> int:
@@ -121,7 +142,8 @@ def steps_per_epoch(train_images: int, batch_size: int) -> int:
 def init(recipe: Recipe, key: Key[Array, ""]) -> TrainState:
     """The state of step 0."""
     params, model_state = recipe.model.init(jax.random.fold_in(key, INIT))
-    return TrainState(params, model_state, recipe.optimizer.init(params), jnp.int32(0))
+    average = params if recipe.ema_decay else None
+    return TrainState(params, model_state, recipe.optimizer.init(params), jnp.int32(0), average)
 
 
 @partial(jax.jit, static_argnames="recipe")
@@ -143,7 +165,12 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     errors = jnp.sum(jnp.argmax(logits, axis=-1) != labels)
     metrics = Metrics(loss, errors, jnp.isfinite(loss).astype(jnp.int32))
-    return TrainState(params, model_state, opt_state, state.step + 1), metrics
+    average = state.average
+    if recipe.ema_decay:
+        # The mean of all steps so far, until there are so many that the decay forgets the first.
+        share = jnp.maximum(1 - recipe.ema_decay, 1 / (state.step + 1))
+        average = optax.incremental_update(params, average, share)
+    return TrainState(params, model_state, opt_state, state.step + 1, average), metrics
 
 
 @partial(jax.jit, static_argnames=("recipe", "batch_size"))
@@ -171,6 +198,18 @@ def train_epoch(
 
 
 @partial(jax.jit, static_argnames="recipe")
+def settle(recipe: Recipe, state: TrainState, images: Images) -> TrainState:
+    """`state` with the statistics of its evaluated weights over the training `images`, undeformed.
+
+    Training does not read what this changes, so that it may go on as if nothing had happened.
+    """
+    few = images[:: max(1, len(images) // SETTLING_IMAGES)]
+    inputs = recipe.preprocess(few)
+    model_state = recipe.model.settle(state.weights, state.model_state, inputs)
+    return state._replace(model_state=model_state)
+
+
+@partial(jax.jit, static_argnames="recipe")
 def predict(recipe: Recipe, state: TrainState, images: Images) -> Logits:
     """The logits of each image, dropout off."""
     batches = -(-len(images) // EVALUATION_BATCH)
@@ -179,7 +218,7 @@ def predict(recipe: Recipe, state: TrainState, images: Images) -> Logits:
 
     def logits_of(batch: Images) -> Logits:
         inputs = recipe.preprocess(batch)
-        return recipe.model.apply(state.params, state.model_state, inputs, None)[0]
+        return recipe.model.apply(state.weights, state.model_state, inputs, None)[0]
 
     logits = jax.lax.map(logits_of, padded.reshape(batches, EVALUATION_BATCH, *images.shape[1:]))
     return logits.reshape(-1, logits.shape[-1])[: len(images)]

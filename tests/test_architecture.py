@@ -31,8 +31,9 @@ ALLOWED = {
     "plots": {"preprocess"},
     "data": {"config", "download", "sources"},
     "model": {"config", "preprocess"},
-    "optim": {"config"},
-    "train": {"config", "data", "model", "optim", "preprocess"},
+    "augment": {"config", "preprocess"},
+    "optim": {"config", "model"},
+    "train": {"augment", "config", "data", "model", "optim", "preprocess"},
     "population": {"data", "preprocess", "prng", "train"},
     "report": {
         *("checkpoint", "config", "data", "model", "plots", "population", "preprocess", "rundir"),
@@ -53,7 +54,7 @@ ALLOWED = {
     },
     "fit": {
         *("checkpoint", "config", "data", "environment", "interrupts", "keeper", "optim"),
-        *("population", "progress", "report", "resume", "rundir", "train", "watch"),
+        *("population", "preprocess", "progress", "report", "resume", "rundir", "train", "watch"),
     },
     "cli": {
         *("compiled", "config", "data", "download", "explain", "fit", "ink", "interrupts"),

@@ -10,7 +10,7 @@ import pytest
 from mnist_jax import prng
 from mnist_jax.config import Config
 from mnist_jax.model import MLP, Dropout, Model
-from mnist_jax.optim import sgd
+from mnist_jax.optim import optimizer
 from mnist_jax.train import Recipe, init, train_step
 
 SEEDS, STEPS, BATCH, UNITS = 4, 5, 100, 60
@@ -41,7 +41,7 @@ def drawn_masks(input_rate, rate):
         params = network.init(key, jnp.zeros((1, UNITS)), train=False)["params"]
         return params, {"layers": jnp.zeros((3, BATCH, UNITS))}
 
-    recipe = Recipe(Model(start, apply), sgd(Config(), STEPS))
+    recipe = Recipe(Model(start, apply), optimizer(Config(), STEPS))
     images, labels = np.full((BATCH, 6, 10), 255, np.uint8), np.zeros(BATCH, np.uint8)
     seeds = []
     for seed in range(SEEDS):

@@ -68,9 +68,10 @@ def test_memory_that_runs_out_while_drawing_is_no_full_disk(tmp_path, monkeypatc
         raise MemoryError
 
     monkeypatch.setattr(population, "predict", full)
+    alone = Config(**{**vars(SMALL), "seeds": 1})  # several would answer together before that
     with pytest.raises(InputError, match="do not fit into memory; lower --hidden"):
-        fit(SMALL, tmp_path / "run")
-    assert rundir.read_summary(tmp_path / "run")["seeds"] == 2
+        fit(alone, tmp_path / "run")
+    assert rundir.read_summary(tmp_path / "run")["seeds"] == 1
 
 
 def test_the_summary_is_right(run, digits):
@@ -122,6 +123,34 @@ def test_the_run_folder_gives_back_the_run(run):
     result = measure(again, load_data(again).test)
     summary = rundir.read_summary(run.path)
     assert result == {name: summary[name] for name in result}
+
+
+def test_the_ensemble_answers_by_its_mean_probability(run, digits):
+    logits = np.asarray(population.predict(run.recipe, run.states, digits.test.images), float)
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    errors = (shares.mean(0).argmax(-1) != digits.test.labels).sum()
+    assert rundir.read_summary(run.path)["test_errors_of_ensemble"] == errors
+
+
+def test_beside_averaged_weights_the_last_ones_are_counted(digits, tmp_path):
+    config = Config(
+        dataset="digits", hidden=(16,), epochs=3, batch_norm=True, ema_decay=0.98, learning_rate=0.3
+    )
+    run = fit(config, tmp_path / "run", dataset=digits)
+    summary = rundir.read_summary(run.path)
+    assert "test_errors_of_ensemble" not in summary
+    counted = {}
+    for name, average in (("", run.states.average), ("_of_last_weights", None)):
+        states = run.states._replace(average=average)
+        settled = population.settle(run.recipe, states, digits.train.images)
+        answers = np.asarray(population.predict(run.recipe, settled, digits.test.images))[0]
+        counted[name] = (answers.argmax(-1) != digits.test.labels).sum()
+        assert summary[f"test_errors{name}"] == [counted[name]]
+    assert counted[""] != counted["_of_last_weights"]
+    again = load_run(run.path)  # what is kept is settled
+    jax.tree.map(np.testing.assert_array_equal, again.states, run.states)
+    errors = (probabilities(again, digits.test.images).argmax(-1) != digits.test.labels).sum()
+    assert errors == counted[""]
 
 
 def test_the_same_run_twice_has_the_same_bits(run, tmp_path):

@@ -20,7 +20,7 @@ def network(hidden=(7, 5), activation="relu", pixels=12, classes=4):
     params, state = model.init(jax.random.key(0))
     key = jax.random.key(1)
     params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(key, x.shape), params)
-    return Network(layers(params), getattr(jax.nn, activation)), model, params, state
+    return Network(layers(params, {}), getattr(jax.nn, activation)), model, params, state
 
 
 def images(n=6, pixels=12):

@@ -91,6 +91,23 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(part, whole):
     assert summary["seconds"]["train"] == pytest.approx(sum(r["seconds"] for r in records))
 
 
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_statistics_averages_noise_and_deformations_resume_too(epoch, tmp_path, monkeypatch):
+    """Also where the last epoch is kept, but not yet settled."""
+    config = Config(
+        dataset="digits", hidden=(16,), epochs=3, batch_size=32, batch_norm=True, ema_decay=0.9,
+        noise=0.2, rotation_degrees=9.0, elastic_alpha_pixels=5.0, optimizer="adam",
+        learning_rate=0.01,
+    )  # fmt: skip
+    whole = fit(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "epoch_done", stopping_after(epoch))
+        with pytest.raises(Stop):
+            fit(config, tmp_path / "part", saving=OFTEN)
+    fit(config, tmp_path / "part", resume=True)
+    assert_same(tmp_path / "part", whole)
+
+
 def test_a_finished_run_is_said_to_be_and_left_alone(whole, tmp_path, capsys):
     shutil.copytree(whole.path, tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in whole.path.rglob("*.png")}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mnist_jax.config import Activation, Config, Initializer
-from mnist_jax.model import MLP, from_linen, mlp
+from mnist_jax.model import MLP, from_linen, layers, mlp
 
 
 def test_an_mlp_is_matrix_products_and_relus():
@@ -147,3 +147,91 @@ def test_every_initializer_by_name(initializer):
     if initializer.endswith("uniform"):
         np.testing.assert_allclose(np.abs(kernel).max(), np.sqrt(3 * variance), rtol=0.01)
     assert (np.asarray(params["Dense_0"]["bias"]) == 0).all()
+
+
+def normalising(inputs, epsilon=1e-5, **options):
+    """A network with batch normalisation, and the NumPy arrays of one that was trained a while."""
+    model = mlp(Config(hidden=(5, 4), batch_norm=True, **options), pixels=6, classes=3)
+    params, model_state = model.init(jax.random.key(0))
+    random = np.random.default_rng(3)
+    params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), params)
+    return model, params, model_state
+
+
+def by_batch(params, x):
+    """The logits in NumPy, each hidden layer normalised over the batch; and the statistics."""
+    statistics = {}
+    for i in (0, 1):
+        x = x @ params[f"Dense_{i}"]["kernel"] + params[f"Dense_{i}"]["bias"]
+        mean, var = x.mean(axis=0), x.var(axis=0)
+        statistics[f"BatchNorm_{i}"] = {"mean": mean, "var": var}
+        norm = params[f"BatchNorm_{i}"]
+        x = (x - mean) / np.sqrt(var + 1e-5) * norm["scale"] + norm["bias"]
+        x = np.maximum(x, 0)
+    return x @ params["Dense_2"]["kernel"] + params["Dense_2"]["bias"], statistics
+
+
+INPUTS = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+
+
+def test_batch_normalisation_is_that_of_the_paper():
+    """Ioffe & Szegedy, ICML 2015, algorithm 1."""
+    model, params, model_state = normalising(INPUTS, dropout=0.0)
+    logits, after = model.apply(params, model_state, INPUTS, jax.random.key(0))
+    expected, statistics = by_batch(params, INPUTS)
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
+    for name, found in after["batch_stats"].items():
+        mean, var = statistics[name]["mean"], statistics[name]["var"]
+        np.testing.assert_allclose(found["mean"], 0.01 * mean, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(found["var"], 0.99 + 0.01 * var, rtol=1e-3)
+
+
+def test_a_settled_network_has_the_statistics_of_the_images_without_noise():
+    model, params, model_state = normalising(INPUTS, dropout=0.5, noise=0.7, input_dropout=0.1)
+    settled = model.settle(params, model_state, INPUTS)
+    expected, statistics = by_batch(params, INPUTS)
+    for name, found in settled["batch_stats"].items():
+        for number in ("mean", "var"):
+            np.testing.assert_allclose(
+                found[number], statistics[name][number], rtol=1e-3, atol=1e-5
+            )
+    logits, same = model.apply(params, settled, INPUTS, None)
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
+    jax.tree.map(np.testing.assert_array_equal, same, settled)
+
+
+def test_batch_normalisation_is_part_of_the_layers():
+    model, params, model_state = normalising(INPUTS)
+    settled = jax.tree.map(np.asarray, model.settle(params, model_state, INPUTS))
+    x = INPUTS
+    for i, (kernel, bias) in enumerate(found := layers(params, settled)):
+        x = x @ kernel + bias
+        x = np.maximum(x, 0) if i < 2 else x
+    assert [layer.kernel.shape for layer in found] == [(6, 5), (5, 4), (4, 3)]
+    np.testing.assert_allclose(x, model.apply(params, settled, INPUTS, None)[0], 1e-3, 1e-3)
+
+
+@pytest.mark.parametrize("where", ["input_noise", "noise"])
+def test_noise_is_gaussian_and_for_training_alone(where):
+    module = MLP(
+        hidden=(50,),
+        classes=50,
+        activation=lambda x: x,
+        initializer=lambda key, shape, dtype: jnp.eye(shape[0], dtype=dtype),
+        **{where: 0.3},
+    )
+    model = from_linen(module, 50)
+    params, _ = model.init(jax.random.key(0))
+    ones = jnp.ones((2000, 50))
+    np.testing.assert_array_equal(model.apply(params, {}, ones, None)[0], ones)
+    noise = np.asarray(model.apply(params, {}, ones, jax.random.key(1))[0]) - 1
+    assert abs(noise.mean()) < 0.006  # 100,000 draws: six standard deviations
+    assert noise.std() == pytest.approx(0.3, rel=0.02)
+    assert (np.abs(noise) < 0.3).mean() == pytest.approx(0.6827, abs=0.01)
+    assert abs(np.corrcoef(noise[:, 0], noise[:, 1])[0, 1]) < 0.15
+
+
+def test_a_network_without_statistics_settles_as_it_is():
+    model = mlp(Config(hidden=(4,)), pixels=6, classes=3)
+    params, model_state = model.init(jax.random.key(0))
+    assert model.settle(params, model_state, INPUTS) == {}

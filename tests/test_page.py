@@ -81,7 +81,7 @@ def apply(run: Run, images: np.ndarray) -> np.ndarray:
 def test_every_weight_is_there_to_24_bits():
     run, dataset = untrained(hidden=(40, 30))
     layers = told(page.html(run, dataset))["layers"]
-    kept = model.layers(report.first_seed(run).params)
+    kept = model.layers(report.first_seed(run).params, {})
     assert [layer["units"] for layer in layers] == [40, 30, 10]
     for layer, expected in zip(layers, kept, strict=True):
         for name in ("kernel", "bias"):
@@ -259,7 +259,7 @@ def shown_logits(driver) -> np.ndarray:
 def by_hand(run: Run, pixels: np.ndarray, keep: list[list[float]] | None = None) -> np.ndarray:
     """The logits of one image in NumPy, with a factor for each hidden unit."""
     values = pixels.ravel() / 255
-    *hidden, last = model.layers(report.first_seed(run).params)
+    *hidden, last = model.layers(report.first_seed(run).params, {})
     for layer, factors in zip(hidden, keep or [[1.0]] * len(hidden), strict=True):
         kernel, bias = (np.asarray(array, float) for array in layer)
         values = np.maximum(values @ kernel + bias, 0) * factors
@@ -296,7 +296,7 @@ def test_any_activation_and_what_one_sees_inside_a_unit(activation, driver, tmp_
     images = dataset.test.images
     np.testing.assert_allclose(hands.logits(driver, images), apply(run, images), atol=1e-4)
 
-    first, second, last = model.layers(report.first_seed(run).params)
+    first, second, last = model.layers(report.first_seed(run).params, {})
     act = getattr(jax.nn, activation)
     pixels = jnp.asarray(to_inputs(images[:1])[0])
     sums = pixels @ first.kernel + first.bias
@@ -514,7 +514,7 @@ def votes_shown(driver) -> np.ndarray:
 
 def test_the_votes_of_the_last_layer_add_up_to_the_scores(drawing, mnist_run):
     hands.draw(drawing, hands.DIGITS[7])
-    last = model.layers(report.first_seed(mnist_run).params)[-1]
+    last = model.layers(report.first_seed(mnist_run).params, {})[-1]
     cast = look(drawing, "[...Array(64).keys()].map((unit) => [...votes(state.pass, 1, unit)])")
     np.testing.assert_allclose(np.sum(cast, 0) + last.bias, shown_logits(drawing), atol=1e-4)
     values = np.array(look(drawing, "[...state.pass.values[2]]"))
@@ -533,7 +533,7 @@ def test_a_unit_shows_its_weights_in_red_and_blue(drawing, mnist_run):
     picture = look(drawing, "[...$('weights').getContext('2d').getImageData(0, 0, 28, 28).data]")
     assert box.get_attribute("aria-valuetext").startswith("unit 5, value ")
     red, _, blue, alpha = np.reshape(picture, (784, 4)).T
-    weights = np.asarray(model.layers(report.first_seed(mnist_run).params)[0].kernel)[:, 5]
+    weights = np.asarray(model.layers(report.first_seed(mnist_run).params, {})[0].kernel)[:, 5]
     np.testing.assert_allclose(alpha, 255 * np.abs(weights) / np.abs(weights).max(), atol=1)
     strong = alpha > 30
     np.testing.assert_array_equal((red > blue)[strong], (weights > 0)[strong])
@@ -544,7 +544,7 @@ def test_the_strongest_connections_are_the_largest_products(drawing, mnist_run):
     hands.draw(drawing, hands.DIGITS[4])
     values = np.array(look(drawing, "[...state.pass.values[1]]"))
     after = np.array(look(drawing, "[...state.pass.values[2]]"))
-    kernel = np.asarray(model.layers(report.first_seed(mnist_run).params)[1].kernel)
+    kernel = np.asarray(model.layers(report.first_seed(mnist_run).params, {})[1].kernel)
     products = values[:, None] * kernel * (after > 0)
     expected = np.sort(np.abs(products).ravel())[:-49:-1]
     found = np.array(look(drawing, "strongest(state.pass, 1, 48)"))

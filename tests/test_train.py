@@ -24,6 +24,7 @@ from mnist_jax.train import (
     evaluate,
     init,
     predict,
+    settle,
     train_epoch,
     train_step,
 )
@@ -104,6 +105,78 @@ def test_golden_loss_of_the_first_step(digits):
 
 
 GOLDEN_LOSS = 2.480934
+
+
+def test_labels_are_smoothed_by_hand():
+    recipe = small_recipe(hidden=(), label_smoothing=0.3)
+    images, labels = examples(10)
+    state = init(recipe, KEY)
+    logits = np.asarray(predict(recipe, state, images), float)
+    targets = 0.7 * np.eye(3)[np.asarray(labels)] + 0.1
+    expected = -(targets * np.log(softmax(logits))).sum(1).mean()
+    _, metrics = train_step(recipe, state, images, labels, KEY)
+    np.testing.assert_allclose(metrics.loss, expected, rtol=1e-5)
+
+
+def test_the_average_is_the_mean_until_the_decay_forgets():
+    recipe = small_recipe(dropout=0.0, ema_decay=0.75)
+    images, labels = examples(10)
+    state = init(recipe, KEY)
+    seen = []
+    for _ in range(9):
+        state, _ = train_step(recipe, state, images, labels, KEY)
+        seen.append(np.asarray(state.params["Dense_0"]["kernel"], float))
+        # The fifth in a mean would count less than the one in four that the decay asks for.
+        mean = np.mean(seen, axis=0)
+        expected = mean if len(seen) <= 4 else 0.75 * expected + 0.25 * seen[-1]
+        np.testing.assert_allclose(state.average["Dense_0"]["kernel"], expected, rtol=1e-4)
+    logits = predict(recipe, state, images)
+    averaged = recipe.model.apply(state.average, {}, to_inputs(images), None)[0]
+    np.testing.assert_allclose(logits, averaged, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(logits, predict(recipe, state._replace(average=None), images))
+
+
+def test_averaging_does_not_change_the_training():
+    plain, averaging = small_recipe(), small_recipe(ema_decay=0.9)
+    data = examples(40)
+    without, _ = train_epoch(plain, init(plain, KEY), data, KEY, 10)
+    state, _ = train_epoch(averaging, init(averaging, KEY), data, KEY, 10)
+    jax.tree.map(np.testing.assert_array_equal, state.params, without.params)
+    assert without.average is None
+
+
+def test_the_config_decides_what_is_deformed():
+    assert small_recipe().augment is small_recipe(elastic_sigma_pixels=9.0).augment
+    images, _ = examples(10)
+    for strength in ("rotation_degrees", "shear_degrees", "shift_pixels", "elastic_alpha_pixels"):
+        deformed = small_recipe(**{strength: 5.0}).augment(KEY, images)
+        assert np.abs(np.asarray(deformed) - images).max() > 1
+    assert np.abs(np.asarray(small_recipe(scale=0.5).augment(KEY, images)) - images).max() > 1
+
+
+def test_statistics_are_those_of_the_evaluated_weights():
+    """Each of its own: those of the last weights would not fit the averaged ones."""
+    recipe = small_recipe(batch_norm=True, ema_decay=0.9, dropout=0.5)
+    data = examples(40)
+    state, _ = train_epoch(recipe, init(recipe, KEY), data, KEY, 10)
+    inputs = np.asarray(to_inputs(data.images))
+    for trained in (state, state._replace(average=None)):
+        settled = settle(recipe, trained, data.images)
+        dense = jax.tree.map(np.asarray, trained.weights["Dense_0"])
+        sums = inputs @ dense["kernel"] + dense["bias"]
+        found = settled.model_state["batch_stats"]["BatchNorm_0"]
+        np.testing.assert_allclose(found["mean"], sums.mean(axis=0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found["var"], sums.var(axis=0), rtol=1e-3)
+        jax.tree.map(np.testing.assert_array_equal, settled.params, trained.params)
+
+
+def test_training_does_not_read_the_statistics():
+    recipe = small_recipe(batch_norm=True)
+    data = examples(40)
+    state, _ = train_epoch(recipe, init(recipe, KEY), data, KEY, 10)
+    settled = settle(recipe, state, data.images)
+    after, same = (train_epoch(recipe, s, data, KEY, 10)[0] for s in (state, settled))
+    jax.tree.map(np.testing.assert_array_equal, after.params, same.params)
 
 
 # The epoch

@@ -1,0 +1,40 @@
+"""Keras' examples/mnist_mlp.py, in its own words: RMSprop, batches of 128, 20 epochs.
+
+python experiments/keras_mnist_mlp.py
+"""
+
+import optax
+from papers import Experiment, main
+
+from mnist_jax.config import Config
+from mnist_jax.train import Recipe, default_recipe
+
+
+def rmsprop(config: Config, pixels: int, classes: int, train_images: int) -> Recipe:
+    """The default recipe with Keras' RMSprop."""
+    recipe = default_recipe(config, pixels, classes, train_images)
+    return recipe._replace(optimizer=optax.rmsprop(config.learning_rate, decay=0.9, eps=1e-7))
+
+
+ROWS = {
+    "512-512, RMSprop": Experiment(
+        published="1.60",
+        source="docstring of examples/mnist_mlp.py in keras-team/keras, read there; one run",
+        config=Config(
+            dataset="mnist",
+            hidden=(512, 512),
+            dropout=0.2,
+            initializer="glorot_uniform",
+            learning_rate=1e-3,
+            schedule="constant",
+            momentum=0.0,
+            weight_decay=0.0,
+            epochs=20,
+            seeds=10,
+        ),
+        recipe=rmsprop,
+    )
+}
+
+if __name__ == "__main__":
+    main(__file__, ROWS)
