@@ -3,7 +3,10 @@
 python experiments/goodfellow_2013.py
 """
 
+from typing import Any
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 from papers import Experiment, main
@@ -16,9 +19,9 @@ from mnist_jax.train import Recipe, default_recipe
 PIECES = 5
 
 
-def small(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+def small(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
     """Weights drawn evenly from -0.005 to 0.005."""
-    return nn.initializers.uniform(0.01)(key, shape, dtype) - 0.005
+    return jax.random.uniform(key, shape, dtype, -0.005, 0.005)
 
 
 class Maxout(nn.Module):

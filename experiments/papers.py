@@ -148,8 +148,19 @@ def _keep(script: Path, name: str, experiment: Experiment, summary: Row, more: R
         }
     )
     results[name] = {"config": config, "runs": sorted(runs, key=lambda run: run["seed"])}
-    text = json.dumps(results, indent=1) + "\n"
-    rundir.write_bytes(RESULTS / f"{script.stem}.json", text.encode())
+    rundir.write_bytes(RESULTS / f"{script.stem}.json", _in_lines(results).encode())
+
+
+def _in_lines(results: dict[str, Row]) -> str:
+    """`results` in JSON, with a line for each config and each run."""
+    rows = []
+    for name, row in results.items():
+        runs = ",\n".join(f"   {json.dumps(run)}" for run in row["runs"])
+        config = json.dumps(row["config"])
+        rows.append(
+            f' {json.dumps(name)}: {{\n  "config": {config},\n  "runs": [\n{runs}\n  ]\n }}'
+        )
+    return "{\n" + ",\n".join(rows) + "\n}\n"
 
 
 def _seeds(run: Row) -> range:

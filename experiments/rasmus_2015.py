@@ -68,7 +68,7 @@ def encode(
             return x
         return x + noise * jax.random.normal(jax.random.fold_in(key, layer), x.shape)
 
-    h = noisy(inputs, 0)
+    h = noisy(jnp.asarray(inputs), 0)
     z, statistics = [h], []
     layers = params["encoder"]
     for i, layer in enumerate(layers):

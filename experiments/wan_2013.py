@@ -28,7 +28,7 @@ class DropConnect(nn.Module):
     units: int
 
     @nn.compact
-    def __call__(self, x: Inputs, train: bool) -> Float[Array, "n units"]:
+    def __call__(self, x: Float[Array, "n _"], train: bool) -> Float[Array, "n units"]:
         """The sums, of the kept weights in training, and of half of every weight otherwise."""
         shape = (x.shape[-1], self.units)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
@@ -51,7 +51,7 @@ class Network(nn.Module):
     @nn.compact
     def __call__(self, inputs: Inputs, train: bool) -> Float[Array, "n classes"]:
         """The logits; weights are dropped when `train` is."""
-        x = inputs
+        x = jnp.asarray(inputs)
         for width in self.hidden:
             x = self.activation(DropConnect(width)(x, train))
         return nn.Dense(self.classes)(x)

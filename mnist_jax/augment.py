@@ -110,10 +110,11 @@ def deform(strength: Strength, key: Key[Array, ""], image: Image) -> Float[Array
         1 + strength.scale * draws[2:4],
         strength.shift_pixels * draws[4:],
     )
-    places = affine(image.shape, change)
+    height, width = image.shape
+    places = affine((height, width), change)
     if strength.elastic_alpha_pixels:
         # 256 steps from -1 to 1 are enough for what is then averaged over many pixels.
-        noise = jax.random.bits(elastic_key, (2, *image.shape), jnp.uint8)
+        noise = jax.random.bits(elastic_key, (2, height, width), jnp.uint8)
         noise = (noise.astype(jnp.float32) - 127.5) / 127.5
         moved = elastic(noise, strength.elastic_sigma_pixels, strength.elastic_alpha_pixels)
         places = places + moved

@@ -113,7 +113,7 @@ class MLP(nn.Module):
                     use_running_average=not train, momentum=self.batch_norm_decay, epsilon=EPSILON
                 )(x)
             x = Noise(self.noise)(x, train)
-            x = self.activation(x)
+            x = self.activation(jnp.asarray(x))
             x = Dropout(self.dropout)(x, train)
         logits = nn.Dense(self.classes, kernel_init=self.initializer, dot_general=into_few_columns)
         return logits(x)

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from mnist_jax import checkpoint, data, population, rundir
+from mnist_jax import checkpoint, data, population, prng, rundir
 from mnist_jax.config import MOST, Config, InputError, from_json
 from mnist_jax.data import Dataset, Examples
 from mnist_jax.model import Layer, layers
 from mnist_jax.preprocess import AnyArray, Images
-from mnist_jax.train import Recipe, TrainState, default_recipe
+from mnist_jax.train import Recipe, TrainState, as_they_are, default_recipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -223,6 +223,13 @@ def draw(run: Run, dataset: Dataset, summary: dict[str, Any], path: Path) -> lis
             f"{network}: the surest mistakes",
         ),
     }
+    if run.recipe.augment is not as_they_are:
+        first, label = dataset.train.images[:1], dataset.train.labels[:1]
+        deformed = run.recipe.augment(prng.key(run.config.seed), first.repeat(25, axis=0))
+        figures["deformations"] = plots.samples(
+            *(np.asarray(deformed), label.repeat(25), run.class_names),
+            f"{network}: the first image, as training might see it 25 times",
+        )
     kernel = first_kernel(run.states, run.image_shape)
     if kernel is not None:
         shown = f"what the strongest of the {kernel.shape[1]} first-layer units look for"

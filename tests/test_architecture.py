@@ -36,8 +36,8 @@ ALLOWED = {
     "train": {"augment", "config", "data", "model", "optim", "preprocess"},
     "population": {"data", "preprocess", "prng", "train"},
     "report": {
-        *("checkpoint", "config", "data", "model", "plots", "population", "preprocess", "rundir"),
-        "train",
+        *("checkpoint", "config", "data", "model", "plots", "population", "preprocess", "prng"),
+        *("rundir", "train"),
     },
     "keeper": {"checkpoint", "config", "progress", "rundir", "train"},
     "resume": {"checkpoint", "config", "progress", "report", "rundir"},

@@ -153,6 +153,20 @@ def test_beside_averaged_weights_the_last_ones_are_counted(digits, tmp_path):
     assert errors == counted[""]
 
 
+def test_what_deforms_its_images_shows_how(digits, tmp_path, monkeypatch):
+    drawn = []
+    draw = plots.samples
+    monkeypatch.setattr(plots, "samples", lambda *arrays: drawn.append(arrays) or draw(*arrays))
+    config = Config(dataset="digits", hidden=(4,), epochs=1, rotation_degrees=20.0, seed=3)
+    run = fit(config, tmp_path / "run", dataset=digits)
+    assert (run.path / "figures" / "deformations.png").exists()
+    (_, deformed) = drawn
+    assert deformed[1].tolist() == [0] * 25  # the first digit is a zero
+    assert len(np.unique(deformed[0], axis=0)) == 25
+    mean = deformed[0].mean(axis=0)  # many small turns are about the image itself
+    assert np.corrcoef(mean.ravel(), digits.train.images[0].ravel())[0, 1] > 0.9
+
+
 def test_the_same_run_twice_has_the_same_bits(run, tmp_path):
     again = fit(SMALL, tmp_path / "again")
     jax.tree.map(np.testing.assert_array_equal, again.states, run.states)

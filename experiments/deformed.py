@@ -1,0 +1,81 @@
+"""What is the least error of one plain network with deformed images?
+
+python experiments/deformed.py
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+from papers import Experiment, Row, main
+
+from mnist_jax import population, prng, report
+from mnist_jax.augment import Strength, deform_all
+from mnist_jax.config import Config
+from mnist_jax.report import Run
+
+MILD = Strength(7.0, 7.0, 0.08, 0.5, 4.0, 20.0)
+"""How far the copies of a test image are deformed whose answers are averaged."""
+
+COPIES = 64
+
+
+def with_copies(run: Run) -> Row:
+    """Test errors of each network where it averages its answers to mildly deformed copies."""
+    test = report.load_data(run).test
+    images = jax.device_put(test.images)
+
+    @jax.jit
+    def shares(key: jax.Array) -> jax.Array:
+        deformed = deform_all(MILD, key, images)
+        return jax.nn.softmax(population.predict(run.recipe, run.states, deformed))
+
+    total = sum(np.asarray(shares(key)) for key in jax.random.split(prng.key(0), COPIES))
+    assert isinstance(total, np.ndarray)
+    return {"test_errors_with_copies": (total.argmax(-1) != test.labels[None]).sum(-1).tolist()}
+
+
+OURS = Config(
+    dataset="mnist",
+    hidden=(1024, 1024),
+    dropout=0.0,
+    batch_norm=True,
+    rotation_degrees=12.0,
+    shear_degrees=10.0,
+    scale=0.12,
+    shift_pixels=1.0,
+    elastic_sigma_pixels=5.0,
+    elastic_alpha_pixels=36.0,
+    batch_size=128,
+    learning_rate=0.1,
+    schedule="cosine",
+    nesterov=True,
+    weight_decay=1e-4,
+    ema_decay=0.999,
+    epochs=20,
+    seeds=5,
+)
+
+ROWS = {
+    "1024-1024": Experiment("", "", OURS, measure=with_copies),
+    "1024-1024 elastic4": Experiment(
+        "", "", dataclasses.replace(OURS, elastic_sigma_pixels=4.0, elastic_alpha_pixels=34.0)
+    ),
+    "1024-1024 milder": Experiment(
+        "",
+        "",
+        dataclasses.replace(
+            OURS, rotation_degrees=8.0, shear_degrees=8.0, scale=0.08, elastic_alpha_pixels=28.0
+        ),
+    ),
+    "1024-1024 wilder": Experiment(
+        "",
+        "",
+        dataclasses.replace(
+            OURS, rotation_degrees=15.0, shear_degrees=15.0, scale=0.15, elastic_alpha_pixels=44.0
+        ),
+    ),
+}
+
+if __name__ == "__main__":
+    main(__file__, ROWS)

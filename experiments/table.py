@@ -1,0 +1,113 @@
+"""The table of all results in README.md, made from results/*.json.
+
+python experiments/table.py
+"""
+
+import importlib
+import statistics
+from pathlib import Path
+
+from papers import Experiment, Row, fingerprint, read_results
+
+from mnist_jax.config import InputError
+
+HERE = Path(__file__).parent
+FILES = (
+    *("keras_mnist_mlp", "simard_2003", "hinton_2012", "srivastava_2014", "wan_2013", "tang_2013"),
+    *("goodfellow_2013", "pereyra_2017", "miyato_2018", "rasmus_2015", "ciresan_2010"),
+    *("permutation_invariant", "deformed"),
+)
+BEGIN, END = "<!-- python experiments/table.py -->\n", "<!-- the end of the table -->\n"
+
+
+def percent(errors: list[int]) -> str:
+    """Mean and standard deviation of counts of 10,000, in percent."""
+    values = [count / 100 for count in errors]
+    mean = f"{statistics.mean(values):.3f}"
+    return f"{mean} +/- {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+
+
+def line(name: str, experiment: Experiment, kept: Row | None, file: str) -> str:
+    """A row of the table.
+
+    Raises:
+        InputError: the row was run with another config than the experiment has now.
+    """
+    published = experiment.published or "ours"
+    if kept is None:
+        return f"| {name} | {published} | not yet run in full | | | |"
+    if kept["config"] != fingerprint(experiment):
+        raise InputError(
+            f"row {name} of results/{file}.json was run with another config than {file}.py has "
+            f'now; run it again: python experiments/{file}.py --row "{name}"'
+        )
+    runs = kept["runs"]
+
+    def every(key: str) -> list[int]:
+        return [errors for run in runs if key in run for errors in run[key]]
+
+    errors = every("test_errors")
+    also = []
+    for key, words in (
+        ("test_errors_of_last_weights", "last weights"),
+        ("test_errors_with_copies", "with copies"),
+    ):
+        if found := every(key):
+            also.append(f"{words} {percent(found)}")
+    largest = max(runs, key=lambda run: len(run["test_errors"]))
+    if "test_errors_of_ensemble" in largest:
+        count = largest["test_errors_of_ensemble"] / 100
+        also.append(f"{len(largest['test_errors'])} together {count:.2f}")
+    minutes = sum(run["train_seconds"] for run in runs) / len(errors) / 60
+    devices = ", ".join(sorted({run["device"] for run in runs}))
+    cells = [name, published, percent(errors), str(len(errors)), "; ".join(also)]
+    return f"| {' | '.join(cells)} | {minutes:.1f} min, {devices} |"
+
+
+def table() -> str:
+    """The whole table in Markdown."""
+    lines = [
+        "| network | published, % | here, % | n | also, % | training takes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for file in FILES:
+        module = importlib.import_module(file)
+        results = read_results(Path(f"{file}.py"))
+        if unknown := set(results) - set(module.ROWS):
+            raise InputError(f"results/{file}.json has rows that {file}.py has not: {unknown}")
+        lines.append(f"| **[{file}.py]({file}.py)** | | | | | |")
+        for name, experiment in module.ROWS.items():
+            lines.append(line(name, experiment, results.get(name), file))
+    return "\n".join(lines) + "\n"
+
+
+def sources() -> str:
+    """Where each published number stands, as a list."""
+    lines = []
+    for file in FILES:
+        found = {row.source for row in importlib.import_module(file).ROWS.values() if row.source}
+        lines += [f"- `{file}.py`: {source}" for source in sorted(found)]
+    return "\n".join(lines) + "\n"
+
+
+def readme() -> str:
+    """README.md with the table as it should be."""
+    text = (HERE / "README.md").read_text()
+    before, found, rest = text.partition(BEGIN)
+    _, found_end, after = rest.partition(END)
+    if not (found and found_end):
+        raise InputError(f"README.md has no {BEGIN.strip()} and {END.strip()} around the table")
+    return f"{before}{BEGIN}\n{table()}\nPublished where:\n\n{sources()}\n{END}{after}"
+
+
+def main() -> None:
+    """Writes the table into README.md."""
+    try:
+        text = readme()
+    except InputError as error:
+        raise SystemExit(str(error)) from None
+    (HERE / "README.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""The table of results: what is kept of a run, and that it is of the network that it names."""
+
+import dataclasses
+import importlib
+import json
+import re
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import papers
+import pytest
+import table
+from papers import Experiment
+
+from mnist_jax import fit, rundir
+from mnist_jax.config import Config, InputError
+from mnist_jax.train import default_recipe
+
+SCRIPT = Path("some_2020.py")
+CONFIG = Config(dataset="digits", hidden=(8,), epochs=1, seeds=2)
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """Where results go; and runs without their figures, which take longer than the training."""
+    monkeypatch.setattr(papers, "RESULTS", tmp_path)
+    monkeypatch.setattr(fit, "draw", lambda *_: [])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "some_2020.json"
+
+
+@pytest.mark.parametrize("file", table.FILES)
+def test_every_row_of_every_paper_trains_quickly(file, results, capsys):
+    rows = importlib.import_module(file).ROWS
+    papers._run(Path(f"{file}.py"), rows, quick=True)
+    told = re.findall(r"% errors \(n = 2: [\d.]+, [\d.]+\)", capsys.readouterr().out)
+    assert len(told) == len(rows)
+    assert not list(results.parent.iterdir())  # it leaves nothing
+
+
+def test_seeds_add_up_and_another_config_starts_anew(results):
+    rows = {"a": Experiment("1.0", "", CONFIG), "b": Experiment("", "", CONFIG)}
+    papers._run(SCRIPT, rows, row=("a",))
+    papers._run(SCRIPT, rows, row=("a",), seed=2, seeds=1)
+    papers._run(SCRIPT, rows)  # seeds 0 and 1 again, in the same folder
+    found = json.loads(results.read_text())
+    assert {name: [run["seed"] for run in row["runs"]] for name, row in found.items()} == {
+        "a": [0, 2],
+        "b": [0],
+    }
+    for name, folder in (("a", "a-0-2"), ("b", "b-0-2")):
+        summary = rundir.read_summary(Path("runs") / "some_2020" / folder)
+        run = found[name]["runs"][0]
+        assert run["test_errors"] == summary["test_errors"]
+        assert run["test_errors_of_ensemble"] == summary["test_errors_of_ensemble"]
+        assert run["train_seconds"] == summary["seconds"]["train"]
+    rows["a"] = rows["a"]._replace(config=dataclasses.replace(CONFIG, dropout=0.1))
+    papers._run(SCRIPT, rows, row=("a",), out=Path("other"))
+    found = json.loads(results.read_text())
+    assert [run["seed"] for run in found["a"]["runs"]] == [0]
+    assert found["a"]["config"]["dropout"] == 0.1
+
+
+def test_choices_are_made_on_training_images(results, monkeypatch, capsys):
+    """And nothing is kept of them."""
+    seen = []
+    real = fit.fit
+
+    def small(config, *arguments, **options):
+        seen.append(config.validation_images)
+        return real(dataclasses.replace(config, validation_images=400), *arguments, **options)
+
+    monkeypatch.setattr(fit, "fit", small)
+    papers._run(SCRIPT, {"a": Experiment("", "", CONFIG)}, validate=True)
+    assert seen == [10_000]
+    record = rundir.read_metrics(Path("runs") / "some_2020" / "a-0-2-validate")[-1]
+    mean = np.mean(record["validation_error_percent"])
+    assert f"{mean:.3f} +/- " in capsys.readouterr().out
+    assert not results.exists()
+
+
+def test_a_row_that_is_not_there_is_refused(results):
+    with pytest.raises(SystemExit, match=r"there is no row c; there are \['a'\]"):
+        papers._run(SCRIPT, {"a": Experiment("", "", CONFIG)}, row=("c",))
+
+
+KEPT = {
+    "config": papers.fingerprint(Experiment("", "", CONFIG)),
+    "runs": [
+        {"seed": 0, "test_errors": [50, 60], "test_errors_of_last_weights": [51, 71],
+         "test_errors_of_ensemble": 40, "train_seconds": 120.0, "device": "some CPU"},
+        {"seed": 2, "test_errors": [70], "test_errors_of_last_weights": [70],
+         "train_seconds": 240.0, "device": "some GPU"},
+    ],
+}  # fmt: skip
+
+
+def test_a_line_has_the_mean_and_spread_of_all_seeds():
+    told = table.line("net", Experiment("0.7", "", CONFIG), KEPT, "some_2020")
+    assert told == (
+        "| net | 0.7 | 0.600 +/- 0.100 | 3 | last weights 0.640 +/- 0.113; 2 together 0.40 | "
+        "2.0 min, some CPU, some GPU |"
+    )
+    alone = {**KEPT, "runs": KEPT["runs"][1:]}
+    told = table.line("net", Experiment("", "", CONFIG), alone, "some_2020")
+    assert told.startswith("| net | ours | 0.700 | 1 | last weights 0.700 | 4.0 min")
+    assert "not yet run in full" in table.line("net", Experiment("", "", CONFIG), None, "some_2020")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        Experiment("0.7", "", dataclasses.replace(CONFIG, epochs=2)),
+        Experiment("0.7", "", CONFIG, partial(default_recipe, pixels=3)),
+    ],
+)
+def test_a_row_of_another_config_or_recipe_is_refused(changed):
+    with pytest.raises(InputError, match=r'another config.*some_2020\.py --row "net"'):
+        table.line("net", changed, KEPT, "some_2020")
+
+
+def test_seeds_and_the_place_of_the_data_are_no_other_config():
+    elsewhere = dataclasses.replace(CONFIG, seed=4, seeds=9, data_dir=Path("there"))
+    table.line("net", Experiment("0.7", "", elsewhere), KEPT, "some_2020")
+
+
+def test_the_readme_has_the_table_of_the_results():
+    assert table.readme() == (table.HERE / "README.md").read_text()
