@@ -7,6 +7,9 @@ import importlib
 import statistics
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 from papers import Experiment, Row, fingerprint, read_results
 
 from mnist_jax.config import InputError
@@ -100,13 +103,44 @@ def readme() -> str:
     return f"{before}{BEGIN}\n{table()}\nPublished where:\n\n{sources()}\n{END}{after}"
 
 
+def figure() -> Figure:
+    """Every row that was run, beside what is published of it."""
+    rows = [
+        (f"{file}: {name}", experiment.published, kept["runs"])
+        for file in FILES
+        for name, experiment in importlib.import_module(file).ROWS.items()
+        if (kept := read_results(Path(f"{file}.py")).get(name))
+    ]
+    drawn, axes = plt.subplots(figsize=(9, 1.2 + 0.24 * len(rows)), layout="constrained")
+    for place, (_, published, runs) in enumerate(rows):
+        values = [errors / 100 for run in runs for errors in run["test_errors"]]
+        spread = statistics.stdev(values) if len(values) > 1 else 0
+        mean = statistics.mean(values)
+        axes.plot(values, [place] * len(values), "|", color="tab:blue", alpha=0.5)
+        axes.errorbar(mean, place, xerr=spread, fmt="o", color="tab:blue", ms=4, capsize=2)
+        if published:
+            axes.plot(float(published.split()[0]), place, "D", color="tab:orange", ms=5)
+    axes.plot([], [], "D", color="tab:orange", label="published")
+    axes.errorbar([], [], xerr=[], fmt="o", color="tab:blue", ms=4, capsize=2, label="here")
+    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
+    axes.set(xlabel="test error, % (a stroke for each seed)", xscale="log")
+    axes.xaxis.set_major_locator(FixedLocator([0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.2, 1.5, 2]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return drawn
+
+
 def main() -> None:
-    """Writes the table into README.md."""
+    """Writes the table into README.md, and draws it."""
     try:
         text = readme()
     except InputError as error:
         raise SystemExit(str(error)) from None
     (HERE / "README.md").write_text(text)
+    figure().savefig(HERE / "figures" / "published.png", dpi=110)
 
 
 if __name__ == "__main__":
