@@ -1,4 +1,4 @@
-"""An affine and elastic deformation of every image adds 0.xx of a step of the default network.
+"""An affine and elastic deformation of every image adds 0.31 of a step of the default network.
 
 Epochs of the default network with images deformed anew in each step, and without, in turn in one
 process; medians, and their ratio. results/deforming.json has every epoch of

@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 WIDTHS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 IMAGES = (100, 250, 600, 1500, 4000, 10_000, 25_000, 60_000)
 SEEDS = 5
-STEPS = 4000
+STEPS, QUICK_STEPS = 4000, 10
 
 
 def test_errors(width: int, training: Examples, test: Examples, steps: int) -> list[int]:
@@ -104,7 +104,7 @@ def main(
             errors.append([])
             for count in IMAGES:
                 training = jax.device_put(Examples(images[:count], labels[:count]))
-                steps = 10 if quick else STEPS
+                steps = QUICK_STEPS if quick else STEPS
                 errors[-1].append(test_errors(width, training, dataset.test, steps))
                 shown.update()
     found = {"widths": WIDTHS, "images": IMAGES, "steps": STEPS, "test_errors": errors}

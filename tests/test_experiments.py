@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import benchmark
+import deforming
+import five_minutes
 import numpy as np
 import photos
 import pytest
+import width_by_data
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 README = (EXPERIMENTS.parent / "README.md").read_text()
@@ -250,3 +253,62 @@ def test_the_numbers_of_the_photos_are_those_of_their_results():
     assert f"n = {found['images']:,} a kind" in claim
     assert f"two digits {two} % are refused, and of pages with none {none} %" in claim
     assert photos.table(found).strip() in (EXPERIMENTS / "README.md").read_text()
+
+
+def test_five_minutes_trains_each_seed_in_a_process(mnist_dir, tmp_path):
+    results = tmp_path / "five_minutes.json"
+    script = EXPERIMENTS / "five_minutes.py"
+    flags = ["--quick", "--seeds", "1", "--data-dir", str(mnist_dir), "--results", str(results)]
+    done = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(results.read_text())
+    assert found["claim"] in done.stdout
+    assert found["flags"] == five_minutes.FLAGS
+    assert 100 < found["test_errors"][0] < 1500  # of 784-32-10 after an epoch
+    assert len(found["seconds"]) == len(found["test_errors_of_last_weights"]) == 1
+
+
+def test_the_committed_five_minutes_are_what_is_claimed():
+    found = json.loads((EXPERIMENTS / "results" / "five_minutes.json").read_text())
+    claim = (EXPERIMENTS / "five_minutes.py").read_text().partition('"""')[2]
+    assert found["flags"] == five_minutes.FLAGS
+    assert claim.startswith(found["claim"].partition(", n")[0])
+    percent = np.array(found["test_errors"]) / 100
+    assert len(percent) == 5
+    told = f"{percent.mean():.3f} +/- {percent.std(ddof=1):.3f} % test error"
+    assert claim.startswith(told)
+    assert max(found["seconds"]) < 300
+    assert told.partition(" test")[0] in (EXPERIMENTS / "README.md").read_text()
+
+
+def test_the_cost_of_deforming_is_what_is_claimed(mnist_dir, tmp_path, capsys):
+    results = tmp_path / "deforming.json"
+    deforming.main(mnist_dir, rounds=1, results=results)
+    found = json.loads(results.read_text())
+    assert {name: len(taken) for name, taken in found["epoch_seconds"].items()} == {
+        "as they are": 1,
+        "affine": 1,
+        "affine and elastic": 1,
+    }
+    committed = json.loads((EXPERIMENTS / "results" / "deforming.json").read_text())
+    plain, both = (
+        committed["epoch_seconds"][name] for name in ("as they are", "affine and elastic")
+    )
+    added = f"{np.median(np.array(both) / np.array(plain) - 1):.2f}"
+    assert committed["added"]["affine and elastic"] == added
+    assert float(added) <= 0.5  # of a default step
+    docstring = (EXPERIMENTS / "deforming.py").read_text().partition('"""')[2]
+    assert f"adds {added} of a step" in docstring
+    for text in (README, (EXPERIMENTS / "README.md").read_text()):
+        assert f"adds {added} of a step" in text.replace("\n", " ")
+
+
+def test_width_by_data_trains_a_network_for_each_pair(tmp_path, monkeypatch):
+    monkeypatch.setattr(width_by_data, "WIDTHS", (2, 64))
+    monkeypatch.setattr(width_by_data, "IMAGES", (100, 1437))
+    monkeypatch.setattr(width_by_data, "QUICK_STEPS", 200)
+    width_by_data.main(results=tmp_path / "found.json", figures=tmp_path, quick=True)
+    errors = np.array(json.loads((tmp_path / "found.json").read_text())["test_errors"])
+    assert errors.shape == (2, 2, 5)
+    assert errors[0, 0].mean() > errors[1, 1].mean() + 50  # of 360: more of both is better
+    assert (tmp_path / "width_by_data.png").stat().st_size > 10_000
