@@ -37,7 +37,7 @@ def run_once(seed: int, more: list[str]) -> tuple[rundir.Json, rundir.Json, floa
         command = [sys.executable, "-m", "mnist_jax", "train", "--dataset", "mnist", *FLAGS.split()]
         command += ["--seed", str(seed), "--out", str(out), "--no-compilation-cache", *more]
         start = time.perf_counter()
-        done = subprocess.run(command)
+        done = subprocess.run(command, stdout=subprocess.DEVNULL)  # where test errors are told
         seconds = time.perf_counter() - start
         if done.returncode:
             raise SystemExit(f"seed {seed} failed; its message stands above")

@@ -4,7 +4,7 @@ A file for a paper says in `ROWS` what the paper published and what is trained h
 `main(__file__, ROWS)`. Choices are made with `--validate`, which trains on the first 50,000 images
 and shows the errors on the other 10,000. Without it all 60,000 are trained on for a fixed number of
 epochs, the errors of the last (or averaged) weights on the test set are counted once, and kept in
-results/, a run a seed range. What is interrupted goes on where it was when it is started again.
+results/. What is interrupted goes on where it was when it is started again.
 """
 
 import dataclasses
@@ -87,18 +87,18 @@ def _run(
         out = Path(scratch) if quick else out or Path("runs") / script.stem
         for name in row or experiments:
             experiment = experiments[name]
-            count = seeds or experiment.config.seeds
-            config = dataclasses.replace(
-                experiment.config, data_dir=data_dir, seed=seed, seeds=count
-            )
-            if quick:
-                config = _quick(config)
-            elif validate:
-                config = dataclasses.replace(config, validation_images=10_000)
+            count = experiment.config.seeds if seeds is None else seeds
             words = [*name.replace("+", "and").replace(",", "").split(), str(seed), str(count)]
             print(f"== {script.stem}: {name}", flush=True)
             folder = out / "-".join(words + ["validate"] * validate)
             try:
+                config = dataclasses.replace(
+                    experiment.config, data_dir=data_dir, seed=seed, seeds=count
+                )
+                if quick:
+                    config = _quick(config)
+                elif validate:
+                    config = dataclasses.replace(config, validation_images=10_000)
                 run = fit.fit(config, folder, experiment.recipe, resume=True)
             except InputError as error:
                 raise SystemExit(str(error)) from None

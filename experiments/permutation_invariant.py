@@ -99,7 +99,7 @@ def row(
 
 
 ROWS = {
-    "ours": row(),
+    "steps along differences": row(),
     "with reconstruction": row(BOTTOM),
     "steps alike in all directions": row(epsilon=2.0, share=0.0),
     "with noise": row(noise=0.3),

@@ -157,11 +157,15 @@ def fit(
         return run._replace(path=keeper.run)
 
 
-def name_of(make_recipe: MakeRecipe) -> str:
+def name_of(make_recipe: Callable[..., object]) -> str:
     """What tells a recipe from others in config.json: its function, and what a `partial` gave."""
     if isinstance(make_recipe, partial):
-        given = [*map(str, make_recipe.args)]
-        given += [f"{name}={value}" for name, value in make_recipe.keywords.items()]
+
+        def told(value: object) -> str:
+            return name_of(value) if callable(value) else repr(value)
+
+        given = [told(value) for value in make_recipe.args]
+        given += [f"{name}={told(value)}" for name, value in make_recipe.keywords.items()]
         return f"{name_of(make_recipe.func)}({', '.join(given)})"
     return getattr(make_recipe, "__qualname__", type(make_recipe).__name__)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from mnist_jax import checkpoint, data, population, prng, rundir
 from mnist_jax.config import MOST, Config, InputError, from_json
@@ -245,10 +245,18 @@ def first_kernel(
 ) -> Float[np.ndarray, "pixels units"] | None:
     """The weights of the first seed's first layer, if it has one of the form of a dense layer."""
     pixels = image_shape[0] * image_shape[1]
-    leaves = jax.tree.leaves(states.weights)
-    # Taken on the host: on the device it would be one more program to compile.
-    kernels = (np.asarray(leaf) for leaf in leaves if leaf.ndim == 3 and leaf.shape[1] == pixels)
-    return next((kernel[0] for kernel in kernels), None)
+    weights = states.weights
+
+    def on_host(leaf: Array) -> np.ndarray:  # on the device it would be one more to compile
+        return np.asarray(leaf)[0]
+
+    if isinstance(weights, dict) and "BatchNorm_0" in weights:  # it may turn a unit's sign
+        first = {name: weights[name] for name in ("Dense_0", "BatchNorm_0")}
+        found = layers(*jax.tree.map(on_host, (first, states.model_state)))
+        return np.asarray(found[0].kernel)
+    leaves = jax.tree.leaves(weights)
+    kernels = (leaf for leaf in leaves if leaf.ndim == 3 and leaf.shape[1] == pixels)
+    return next(map(on_host, kernels), None)
 
 
 @contextmanager

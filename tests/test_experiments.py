@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import benchmark
-import deforming
+import deformation_cost
 import five_minutes
 import numpy as np
 import photos
@@ -282,22 +282,22 @@ def test_the_committed_five_minutes_are_what_is_claimed():
 
 
 def test_the_cost_of_deforming_is_what_is_claimed(mnist_dir, tmp_path, capsys):
-    results = tmp_path / "deforming.json"
-    deforming.main(mnist_dir, rounds=1, results=results)
+    results = tmp_path / "deformation_cost.json"
+    deformation_cost.main(mnist_dir, rounds=1, results=results)
     found = json.loads(results.read_text())
     assert {name: len(taken) for name, taken in found["epoch_seconds"].items()} == {
         "as they are": 1,
         "affine": 1,
         "affine and elastic": 1,
     }
-    committed = json.loads((EXPERIMENTS / "results" / "deforming.json").read_text())
+    committed = json.loads((EXPERIMENTS / "results" / "deformation_cost.json").read_text())
     plain, both = (
         committed["epoch_seconds"][name] for name in ("as they are", "affine and elastic")
     )
     added = f"{np.median(np.array(both) / np.array(plain) - 1):.2f}"
     assert committed["added"]["affine and elastic"] == added
     assert float(added) <= 0.5  # of a default step
-    docstring = (EXPERIMENTS / "deforming.py").read_text().partition('"""')[2]
+    docstring = (EXPERIMENTS / "deformation_cost.py").read_text().partition('"""')[2]
     assert f"adds {added} of a step" in docstring
     for text in (README, (EXPERIMENTS / "README.md").read_text()):
         assert f"adds {added} of a step" in text.replace("\n", " ")

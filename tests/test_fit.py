@@ -9,7 +9,7 @@ import pytest
 from mnist_jax import data, plots, population, rundir, sources
 from mnist_jax.config import Config, InputError
 from mnist_jax.fit import fit
-from mnist_jax.report import draw, load_data, load_run, measure, probabilities
+from mnist_jax.report import draw, first_kernel, load_data, load_run, measure, probabilities
 from mnist_jax.train import default_recipe
 
 from .conftest import tiny_arrays
@@ -151,6 +151,17 @@ def test_beside_averaged_weights_the_last_ones_are_counted(digits, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.states, run.states)
     errors = (probabilities(again, digits.test.images).argmax(-1) != digits.test.labels).sum()
     assert errors == counted[""]
+
+
+def test_the_weights_shown_have_the_sign_of_the_normalised_unit():
+    """Ink on red excites: a negative scale of batch normalisation turns that about."""
+    config = Config(hidden=(5,), batch_norm=True)
+    recipe = default_recipe(config, pixels=6, classes=3, train_images=200)
+    states = population.init(recipe, population.keys([0, 1]))
+    states.params["BatchNorm_0"]["scale"] *= -2
+    shown = first_kernel(states, (2, 3))
+    kernel = np.asarray(states.params["Dense_0"]["kernel"])[0]
+    np.testing.assert_allclose(shown, -2 * kernel, rtol=1e-4)  # the statistics are 0 and 1
 
 
 def test_what_deforms_its_images_shows_how(digits, tmp_path, monkeypatch):

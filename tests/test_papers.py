@@ -125,5 +125,30 @@ def test_seeds_and_the_place_of_the_data_are_no_other_config():
     table.line("net", Experiment("0.7", "", elsewhere), KEPT, "some_2020")
 
 
+def loss(): ...
+
+
+def test_a_recipe_is_named_alike_in_every_process():
+    """The text of a function has its place in memory."""
+    name = fit.name_of(partial(default_recipe, loss, noise=1.0, words="a"))
+    assert name == "default_recipe(loss, noise=1.0, words='a')"
+    for file in table.FILES:
+        for experiment in importlib.import_module(file).ROWS.values():
+            assert " at 0x" not in fit.name_of(experiment.recipe)
+
+
+@pytest.mark.parametrize(("seed", "seeds"), [(0, 0), (-1, None)])
+def test_seeds_out_of_range_are_refused_in_a_line(seed, seeds, results):
+    with pytest.raises(SystemExit, match=r"^--seeds? \S+ cannot be used"):
+        papers._run(SCRIPT, {"a": Experiment("", "", CONFIG)}, seed=seed, seeds=seeds)
+
+
+def test_what_was_run_in_full_is_claimed_at_the_head_of_its_file():
+    for file in table.FILES:
+        for row in papers.read_results(Path(f"{file}.py")).values():
+            errors = [count for run in row["runs"] for count in run["test_errors"]]
+            assert table.percent(errors) in importlib.import_module(file).__doc__
+
+
 def test_the_readme_has_the_table_of_the_results():
     assert table.readme() == (table.HERE / "README.md").read_text()
