@@ -1,8 +1,8 @@
 """What is worth more, a wider network or more images?
 
 One hidden layer of 2 to 1,024 units, trained on the first 100 to 60,000 training images, five
-seeds each: 400 networks, 4,000 steps of SGD each. figures/width_by_data.png shows their test
-errors, results/width_by_data.json has them all:
+seeds each: 400 networks, 4,000 steps of SGD each. It is not yet run in full; it draws their test
+errors as figures/width_by_data.png and writes them all to results/width_by_data.json:
 
     python experiments/width_by_data.py
 """

@@ -127,6 +127,31 @@ def test_draws_are_even_up_to_the_strength():
         assert middle.std() == pytest.approx(4 / 3**0.5, rel=0.05)
 
 
+@pytest.mark.parametrize(("strength", "axis"), [(Strength(scale=0.4), 0), (Strength(scale=0.4), 1)])
+def test_digits_grow_and_shrink_evenly(strength, axis):
+    """How far the ink of a square reaches in either direction, on average over many."""
+    square = np.zeros((41, 41), np.float32)
+    square[10:31, 10:31] = 255
+    deformed = np.asarray(deform_all(strength, key(6), np.stack([square] * 1000)))
+    sizes = deformed[:, 20].sum(1) if axis else deformed[:, :, 20].sum(1)
+    factors = sizes / (21 * 255)
+    assert factors.min() == pytest.approx(0.6, abs=0.02)
+    assert factors.max() == pytest.approx(1.4, abs=0.02)
+    assert factors.mean() == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("name", ["rotation_degrees", "shear_degrees"])
+def test_digits_lean_to_both_sides_evenly(name):
+    dot = np.zeros((41, 41), np.float32)
+    dot[10, 20] = 255  # ten pixels above the middle
+    deformed = np.asarray(deform_all(Strength(**{name: 30.0}), key(7), np.stack([dot] * 1000)))
+    columns = (deformed.sum(1) * np.arange(41)[None]).sum(1) / deformed.sum((1, 2)) - 20
+    reach = 10 * (np.sin if name == "rotation_degrees" else np.tan)(np.deg2rad(30))
+    assert columns.min() == pytest.approx(-reach, abs=0.4)
+    assert columns.max() == pytest.approx(reach, abs=0.4)
+    assert abs(columns.mean()) < 0.4
+
+
 def test_elastic_fields_have_the_spread_of_even_noise():
     """A pixel far from the border moves by alpha times 1 / sqrt(3), over 2 sigma sqrt(pi)."""
 

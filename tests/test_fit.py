@@ -9,7 +9,15 @@ import pytest
 from mnist_jax import data, plots, population, rundir, sources
 from mnist_jax.config import Config, InputError
 from mnist_jax.fit import fit
-from mnist_jax.report import draw, first_kernel, load_data, load_run, measure, probabilities
+from mnist_jax.report import (
+    draw,
+    ensemble,
+    first_kernel,
+    load_data,
+    load_run,
+    measure,
+    probabilities,
+)
 from mnist_jax.train import default_recipe
 
 from .conftest import tiny_arrays
@@ -130,6 +138,12 @@ def test_the_ensemble_answers_by_its_mean_probability(run, digits):
     shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     errors = (shares.mean(0).argmax(-1) != digits.test.labels).sum()
     assert rundir.read_summary(run.path)["test_errors_of_ensemble"] == errors
+
+
+def test_an_ensemble_averages_probabilities_and_not_logits():
+    """One network is sure of class 0; its logit would outweigh the two that say 1."""
+    logits = np.array([[[10.0, 0.0]], [[0.0, 4.0]], [[0.0, 4.0]]], np.float32)
+    assert ensemble(logits).tolist() == [1]
 
 
 def test_beside_averaged_weights_the_last_ones_are_counted(digits, tmp_path):
