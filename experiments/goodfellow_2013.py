@@ -64,7 +64,7 @@ ROWS = {
             momentum=0.7,
             weight_decay=0.0,
             max_norm=1.9365,
-            epochs=200,
+            epochs=100,
             seeds=5,
         ),
         recipe=maxout,

@@ -58,7 +58,7 @@ ROWS = {
     "2 x 1024, dropout": Experiment(
         "1.28 +/- 0.06",
         SOURCE,
-        dataclasses.replace(CONFIG, dropout=0.5, learning_rate=0.001),
+        dataclasses.replace(CONFIG, dropout=0.5),
     ),
     "2 x 1024, label smoothing": Experiment(
         "1.23 +/- 0.06", SOURCE, dataclasses.replace(CONFIG, label_smoothing=0.1)

@@ -7,6 +7,7 @@ what the same encoder makes of the image without noise.
 """
 
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -80,7 +81,19 @@ def encode(
     return Passed(z, statistics, h)
 
 
-def combine(weights: Float[Array, "10 units"], z: Units, u: Units) -> Units:
+class Combinator(NamedTuple):
+    """Restores a layer's clean sums from the noisy ones and from what comes down from above."""
+
+    init: Callable[[Key[Array, ""], int], PyTree]  # its weights, for so many units
+    guess: Callable[[PyTree, Units, Units], Units]  # from weights, noisy sums, and those from above
+
+
+def gaussian_init(key: Key[Array, ""], units: int) -> PyTree:
+    """Ten weights a unit, with which every guess is 0 at first."""
+    return jnp.tile(jnp.zeros(10).at[jnp.array([1, 6])].set(1)[:, None], (1, units))
+
+
+def gaussian_guess(weights: PyTree, z: Units, u: Units) -> Units:
     """The best guess at clean `z`, were it Gaussian with mean and variance that `u` tells.
 
     Source: Rasmus, Valpola, Honkala, Berglund & Raiko, "Semi-supervised learning with ladder
@@ -92,8 +105,15 @@ def combine(weights: Float[Array, "10 units"], z: Units, u: Units) -> Units:
     return (z - mean) * gain + mean
 
 
+GAUSSIAN = Combinator(gaussian_init, gaussian_guess)
+
+
 def reconstruction(
-    params: PyTree, noisy: Passed, clean: Passed, costs: tuple[float, ...]
+    params: PyTree,
+    noisy: Passed,
+    clean: Passed,
+    costs: tuple[float, ...],
+    combinator: Combinator,
 ) -> Float[Array, ""]:
     """How far each layer's restored sums are from the clean ones, squared, weighted and added."""
     total, top = jnp.float32(0), len(noisy.z) - 1
@@ -101,7 +121,7 @@ def reconstruction(
     u = jax.nn.softmax(noisy.logits)
     for layer in range(top, lowest - 1, -1):
         u = normalised(u, statistics_of(u))
-        guess = combine(params["combinator"][layer], noisy.z[layer], u)
+        guess = combinator.guess(params["combinator"][layer], noisy.z[layer], u)
         if costs[layer]:
             restored = normalised(guess, clean.statistics[layer - 1]) if layer else guess
             total = total + costs[layer] * jnp.square(restored - clean.z[layer]).mean()
@@ -116,13 +136,14 @@ def ladder(
     classes: int,
     train_images: int,
     costs: tuple[float, ...] = COSTS,
+    combinator: Combinator = GAUSSIAN,
 ) -> Recipe:
     """A ladder network of `config.hidden`, with `config.noise` on every layer."""
     widths = (pixels, *config.hidden, classes)
     pairs = list(itertools.pairwise(widths))
 
     def init(key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
-        keys = iter(jax.random.split(key, 2 * len(pairs)))
+        keys = iter(jax.random.split(key, 2 * len(pairs) + len(widths)))
         encoder = [
             {
                 "kernel": jax.random.normal(next(keys), pair) / pair[0] ** 0.5,
@@ -130,10 +151,10 @@ def ladder(
             }
             for pair in pairs
         ]
-        decoder = [jax.random.normal(next(keys), (n, m)) / n**0.5 for m, n in pairs]
-        start = jnp.zeros(10).at[jnp.array([1, 6])].set(1)
-        combinator = [jnp.tile(start[:, None], (1, width)) for width in widths]
-        params = {"encoder": encoder, "decoder": decoder, "combinator": combinator}
+        params = {"encoder": encoder}
+        if any(costs):
+            params["decoder"] = [jax.random.normal(next(keys), (n, m)) / n**0.5 for m, n in pairs]
+            params["combinator"] = [combinator.init(next(keys), width) for width in widths]
         return params, [Statistics(jnp.zeros(n), jnp.ones(n)) for n in widths[1:]]
 
     def apply(
@@ -158,7 +179,7 @@ def ladder(
         total = answer.mean()
         if any(costs):
             clean = encode(params, inputs, config.noise, None)
-            total = total + reconstruction(params, noisy, clean, costs)
+            total = total + reconstruction(params, noisy, clean, costs, combinator)
         return total, (noisy.logits, model_state)
 
     steps = steps_per_epoch(train_images, config.batch_size)

@@ -18,7 +18,7 @@ PLAIN = Config(
     epochs=50,
     seeds=5,
 )
-DEFORMED = {**vars(PLAIN), "epochs": 150, "learning_rate": 0.05}
+DEFORMED = {**vars(PLAIN), "epochs": 100}
 
 ROWS = {
     "800": Experiment("1.6", SOURCE, PLAIN),

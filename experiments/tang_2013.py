@@ -1,10 +1,12 @@
 """Tang 2013: the squared hinge loss of a linear SVM on top, in place of the softmax.
 
-The images are cut down to 70 principal components; noise on these falls to nothing.
+The images are cut down to 70 principal components; noise on these falls to nothing. The paper's
+rate of 0.1 is kept for the softmax; under our momentum of 0.9 the SVM diverges at it, and has 0.02.
 
     python experiments/tang_2013.py
 """
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -99,7 +101,10 @@ SOURCE = '"Deep learning using linear support vector machines", 2013; from memor
 
 ROWS = {
     "512-512, L2-SVM": Experiment(
-        "0.87", SOURCE, CONFIG, partial(svm, loss=squared_hinge, noise=1.0)
+        "0.87",
+        SOURCE,
+        dataclasses.replace(CONFIG, learning_rate=0.02),
+        partial(svm, loss=squared_hinge, noise=1.0),
     ),
     "512-512, softmax": Experiment(
         "0.99", SOURCE, CONFIG, partial(svm, loss=cross_entropy, noise=1.0)

@@ -74,7 +74,7 @@ ROWS = {
             dropout=0.0,
             learning_rate=0.1,
             weight_decay=0.0,
-            epochs=100,
+            epochs=60,
             seeds=5,
         ),
         recipe=dropconnect,
