@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 FILES = (
     *("keras_mnist_mlp", "simard_2003", "hinton_2012", "srivastava_2014", "wan_2013", "tang_2013"),
     *("goodfellow_2013", "pereyra_2017", "miyato_2018", "rasmus_2015", "pezeshki_2016"),
-    *("ciresan_2010", "permutation_invariant", "deformed"),
+    *("ciresan_2010", "permutation_invariant", "deformed", "shuffled_pixels"),
 )
 TICKS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2)
 BEGIN, END = "<!-- python experiments/table.py -->\n", "<!-- the end of the table -->\n"

@@ -1,0 +1,52 @@
+"""The layout that shuffled images give away."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from deformed import CONFIG
+from scipy.ndimage import gaussian_filter
+from shuffled_pixels import deforming_unseen, found_layout, upright
+
+from mnist_jax import prng
+
+DIGITS = dataclasses.replace(CONFIG, dataset="digits", data_dir=None, hidden=(8,))
+
+
+def test_neighbours_are_found_again():
+    """In clouds of grey on 10 x 10 pixels."""
+    random = np.random.default_rng(0)
+    clouds = gaussian_filter(random.normal(size=(2000, 20, 20)), (0, 2, 2))[:, 5:15, 5:15]
+    images = np.clip(128 + 200 * clouds / clouds.std() / 4, 0, 255).astype(np.uint8)
+    shuffle = random.permutation(100)
+    layout = found_layout(images.reshape(2000, 100)[:, shuffle])
+    assert sorted(layout) == list(range(100))
+    places = np.empty((100, 2))
+    places[shuffle] = np.stack(np.divmod(layout, 10), axis=1)  # of each true pixel
+    places = places.reshape(10, 10, 2)
+    for axis in (0, 1):
+        apart = np.linalg.norm(np.diff(places, axis=axis), axis=-1)
+        assert (apart < 1.5).mean() > 0.95  # by chance, it is 7 in 100
+
+
+def test_a_turned_grid_is_turned_back():
+    grid = np.stack(np.divmod(np.arange(49), 7), axis=1).astype(float)
+    turn = np.deg2rad(27)
+    crooked = 3 * grid @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    straight = upright(crooked)
+    np.testing.assert_allclose(
+        straight - straight[24], np.round(straight - straight[24]), atol=1e-6
+    )
+    assert np.ptp(straight, axis=0) == pytest.approx([6, 6])
+
+
+def test_images_are_deformed_and_come_back_to_their_places(digits):
+    images = digits.train.images[:50]
+    still = dataclasses.replace(
+        DIGITS, shear_degrees=0.0, scale=0.0, shift_pixels=0.0, elastic_alpha_pixels=0.0
+    )
+    recipe = deforming_unseen(dataclasses.replace(still, rotation_degrees=0.0), 64, 10, 1437)
+    np.testing.assert_array_equal(recipe.augment(prng.key(0), images), images)
+    turned = np.asarray(deforming_unseen(still, 64, 10, 1437).augment(prng.key(0), images))
+    same = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(images, turned, strict=True)]
+    assert 0.8 < np.mean(same) < 0.999
