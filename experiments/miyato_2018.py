@@ -1,6 +1,11 @@
 """Miyato et al. 2015-18: virtual adversarial training, which keeps answers still around an image.
 
-python experiments/miyato_2018.py
+0.830 % test errors with one seed, where 0.637 +/- 0.046 is published: it does not reproduce here so
+far. The direction of a step is found close by (XI); how close makes no difference that shows: 1e-6,
+as in the released code, ends at 0.78 % on the last 10,000 training images after 30 epochs, 1e-2 at
+0.80 %, and 1 at 0.79 % after 20.
+
+    python experiments/miyato_2018.py
 """
 
 from collections.abc import Callable

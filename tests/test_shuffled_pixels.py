@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from deformed import CONFIG
 from scipy.ndimage import gaussian_filter
-from shuffled_pixels import deforming_unseen, found_layout, upright
+from shuffled_pixels import apart, deforming_unseen, found_layout, upright
 
 from mnist_jax import prng
 
@@ -21,12 +21,9 @@ def test_neighbours_are_found_again():
     shuffle = random.permutation(100)
     layout = found_layout(images.reshape(2000, 100)[:, shuffle])
     assert sorted(layout) == list(range(100))
-    places = np.empty((100, 2))
-    places[shuffle] = np.stack(np.divmod(layout, 10), axis=1)  # of each true pixel
-    places = places.reshape(10, 10, 2)
-    for axis in (0, 1):
-        apart = np.linalg.norm(np.diff(places, axis=axis), axis=-1)
-        assert (apart < 1.5).mean() > 0.95  # by chance, it is 7 in 100
+    every = np.ones(100, bool)
+    assert (apart(layout, shuffle, every) < 1.5).mean() > 0.95
+    assert (apart(random.permutation(100), shuffle, every) < 1.5).mean() < 0.15
 
 
 def test_a_turned_grid_is_turned_back():
