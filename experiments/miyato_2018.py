@@ -8,7 +8,6 @@ as in the released code, ends at 0.78 % on the last 10,000 training images after
     python experiments/miyato_2018.py
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -39,17 +38,9 @@ def unit_length(x: Inputs) -> Inputs:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def as_it_is(step: Inputs) -> Inputs:
-    """All directions are as good as any."""
-    return step
-
-
-def virtual_adversarial(
-    loss: Loss, epsilon: float, stretch: Callable[[Inputs], Inputs] = as_it_is
-) -> Loss:
+def virtual_adversarial(loss: Loss, epsilon: float) -> Loss:
     """`loss`, plus how far the worst step of length `epsilon` from each image moves its answer.
 
-    A step is stretched before it is taken, if some directions are to be gone farther than others.
     The worst one takes one power iteration. Source: Miyato, Maeda, Koyama & Ishii, "Virtual
     adversarial training", TPAMI 2018, section 3.3.
     """
@@ -66,7 +57,7 @@ def virtual_adversarial(
         target = jax.lax.stop_gradient(logits)
 
         def moved_by(step: Inputs) -> Float[Array, ""]:  # the same noise, if there is any
-            moved, _ = model.apply(params, model_state, inputs + stretch(step), key)
+            moved, _ = model.apply(params, model_state, inputs + step, key)
             return divergence(target, moved)
 
         start = jax.random.normal(jax.random.fold_in(key, 1), inputs.shape)

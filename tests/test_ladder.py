@@ -100,22 +100,20 @@ def test_a_virtual_adversarial_step_goes_where_the_divergence_grows_fastest():
         return jnp.asarray(inputs) @ params, model_state
 
     model = Model(lambda key: (kernel, {}), apply)
-    stretch = np.diag([1, 2, 1, 1, 1, 0.5]).astype(np.float32)
-    loss = virtual_adversarial(cross_entropy, 0.7, lambda step: step @ stretch)
+    loss = virtual_adversarial(cross_entropy, 0.7)
     key = prng.key(0)
     total, (logits, _) = loss(model, kernel, {}, inputs, labels, key)
     base, _ = cross_entropy(model, kernel, {}, inputs, labels, key)
 
-    exact, wide = inputs.astype(np.float64), stretch.astype(np.float64)
+    exact = inputs.astype(np.float64)
     p = np.exp(exact @ kernel)
     p /= p.sum(1, keepdims=True)
     start = np.asarray(jax.random.normal(jax.random.fold_in(key, 1), inputs.shape))
     steps = []
     for image_p, d in zip(p, start, strict=True):
         of_logits = np.diag(image_p) - np.outer(image_p, image_p)
-        hessian = wide @ kernel @ of_logits @ kernel.T @ wide.T
-        worst = hessian @ d
-        steps.append(0.7 * worst / np.linalg.norm(worst) @ wide)
+        worst = kernel @ of_logits @ kernel.T @ d
+        steps.append(0.7 * worst / np.linalg.norm(worst))
     q = np.exp((exact + steps) @ kernel)
     q /= q.sum(1, keepdims=True)
     expected = (p * np.log(p / q)).sum(1).mean()
