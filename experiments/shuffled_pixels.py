@@ -4,7 +4,8 @@ Shuffle the pixels of all images alike, and digits become noise, but not to a fu
 network, which learns as well in any order of its inputs. What it loses are deformations, as these
 need to know which pixels are neighbours. Here that is found: pixels that vary alike lie side by
 side, and so the training images, shuffled, give away their layout, but for turns and mirrors.
-Images are deformed in that layout, by as much as in deformed.py.
+Images are deformed in that layout, by as much as in deformed.py, which makes 0.650 +/- 0.042 % test
+errors (n = 2 so far).
 
     python experiments/shuffled_pixels.py
 """
