@@ -1,6 +1,8 @@
 """Simard, Steinkraus & Platt 2003: 800 hidden units, and what deformed images are worth to them.
 
-python experiments/simard_2003.py
+1.600 +/- 0.038 % test errors without deformations (n = 5), where 1.6 is published.
+
+    python experiments/simard_2003.py
 """
 
 from papers import Experiment, main
