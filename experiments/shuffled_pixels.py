@@ -12,7 +12,6 @@ errors (n = 2 so far).
 
 from pathlib import Path
 
-import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from deformed import CONFIG
@@ -23,7 +22,7 @@ from scipy.sparse.csgraph import shortest_path
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import KernelPCA
 
-from mnist_jax import data
+from mnist_jax import data, prng
 from mnist_jax.config import Config
 from mnist_jax.preprocess import Images
 from mnist_jax.progress import say
@@ -128,7 +127,7 @@ def draw(data_dir: Path | None = None) -> None:
     print(f"{beside:.0%} of neighbours lie side by side, {touching:.0%} touch")
     laid = shown[:, np.argsort(layout)].reshape(images.shape)[:10]
     deform = default_recipe(CONFIG, images[0].size, 10, len(images)).augment
-    rows = (shown[:10].reshape(laid.shape), laid, deform(jax.random.key(0), laid))
+    rows = (shown[:10].reshape(laid.shape), laid, deform(prng.key(0), laid))
     drawn, axes = plt.subplots(3, 10, figsize=(9, 2.9), layout="constrained")
     words = ("as shown", "as found", "deformed")
     for row, name, three in zip(rows, words, axes, strict=True):
