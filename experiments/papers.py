@@ -76,8 +76,8 @@ def _run(
         seeds: how many seeds; by default as many as the row asks for.
         validate: train without the last 10,000 training images and show the errors on those;
             nothing is kept.
-        quick: a small network on scikit-learn's digits, two epochs, to see that it works;
-            nothing is kept.
+        quick: at most two small layers on scikit-learn's digits, two epochs, to see that it
+            works; nothing is kept.
         data_dir: folder with the MNIST files; without it they are downloaded.
         out: folder for the run folders; runs/NAME by default.
     """
@@ -118,7 +118,7 @@ def _quick(config: Config) -> Config:
         config,
         dataset="digits",
         data_dir=None,
-        hidden=tuple(min(width, 16) for width in config.hidden),
+        hidden=tuple(min(width, 16) for width in config.hidden[:2]),
         epochs=2,
         warmup_steps=min(config.warmup_steps, 2),
         seeds=2,

@@ -18,7 +18,8 @@ HERE = Path(__file__).parent
 FILES = (
     *("keras_mnist_mlp", "simard_2003", "hinton_2012", "srivastava_2014", "wan_2013", "tang_2013"),
     *("goodfellow_2013", "pereyra_2017", "miyato_2018", "rasmus_2015", "pezeshki_2016"),
-    *("ciresan_2010", "permutation_invariant", "deformed", "shuffled_pixels"),
+    *("ciresan_2010", "meier_2011"),
+    *("permutation_invariant", "deformed", "shuffled_pixels"),
 )
 TICKS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2)
 BEGIN, END = "<!-- python experiments/table.py -->\n", "<!-- the end of the table -->\n"
@@ -119,10 +120,14 @@ def figure() -> Figure:
         mean = statistics.mean(values)
         axes.plot(values, [place] * len(values), "|", color="tab:blue", alpha=0.5)
         axes.errorbar(mean, place, xerr=spread, fmt="o", color="tab:blue", ms=4, capsize=2)
+        largest = max(runs, key=lambda run: len(run["test_errors"]))
+        if together := largest.get("test_errors_of_ensemble"):
+            axes.plot(together / 100, place, "o", color="tab:blue", mfc="white", ms=4)
         if published:
             axes.plot(float(published.split()[0]), place, "D", color="tab:orange", ms=5)
     axes.plot([], [], "D", color="tab:orange", label="published")
     axes.errorbar([], [], xerr=[], fmt="o", color="tab:blue", ms=4, capsize=2, label="here")
+    axes.plot([], [], "o", color="tab:blue", mfc="white", ms=4, label="all seeds together")
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
     axes.set(xlabel="test error, % (a stroke for each seed)", xscale="log")
     axes.xaxis.set_major_locator(FixedLocator(TICKS))

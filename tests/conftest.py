@@ -74,6 +74,18 @@ def tally(kind: str, **counts: int) -> None:
         row[name] += count
 
 
+def pytest_sessionfinish(session):
+    """Of two processes that share the tests (-n 2), each sends its counts to the one that tells."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tally"] = TALLY
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    for kind, counts in getattr(node, "workeroutput", {}).get("tally", {}).items():
+        tally(kind, **counts)
+
+
 def pytest_terminal_summary(terminalreporter):
     if TALLY:
         terminalreporter.section("faults")

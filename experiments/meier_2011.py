@@ -1,0 +1,93 @@
+"""Meier et al. and Ciresan et al. 2011: committees, each member of which sees digits of a width.
+
+Their answers are averaged. Here a member draws its width at random, where as many members have
+each width there; and digits are deformed before they are made that wide.
+
+    python experiments/meier_2011.py
+"""
+
+import dataclasses
+from functools import partial
+from math import isqrt
+
+import jax
+import jax.numpy as jnp
+from ciresan_2010 import ROWS as DEEP
+from jaxtyping import Array, Float, Key
+from papers import Experiment, main
+from simard_2003 import ROWS as SHALLOW
+
+from mnist_jax.augment import Affine, Image, Number, affine, resample
+from mnist_jax.config import Config
+from mnist_jax.fit import MakeRecipe
+from mnist_jax.model import Model, PyTree
+from mnist_jax.preprocess import Inputs
+from mnist_jax.train import Logits, Recipe
+
+WIDTHS = (10.0, 12.0, 14.0, 16.0, 18.0, 20.0, 0.0)
+"""In pixels, from the first column with ink to the last; 0 leaves the digits as they are."""
+
+INK = 0.1
+"""A column has ink if its darkest pixel is above this, where paper is 0 and ink is 1."""
+
+
+def made_wide(image: Image, width: Number) -> Float[Array, "height _"]:
+    """The digit made `width` pixels wide, in the middle of its image; as it is where that is 0."""
+    inked = jnp.asarray(image).max(axis=0) > INK
+    first, last = jnp.argmax(inked), len(inked) - 1 - jnp.argmax(inked[::-1])
+    scale = width / (last + 1.0 - first)
+    off_middle = (first + last + 1.0 - len(inked)) / 2
+    change = Affine(
+        scale=jnp.where(width > 0, jnp.stack([jnp.ones(()), scale]), 1),
+        shift_pixels=jnp.where(width > 0, jnp.stack([jnp.zeros(()), -scale * off_middle]), 0),
+    )
+    height, columns = image.shape
+    return resample(image, affine((height, columns), change))
+
+
+def member(
+    config: Config, pixels: int, classes: int, train_images: int, make_recipe: MakeRecipe
+) -> Recipe:
+    """Another recipe, whose network makes all digits as wide as it has drawn at first."""
+    recipe = make_recipe(config, pixels, classes, train_images)
+    model, side = recipe.model, isqrt(pixels)
+
+    def init(key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
+        width = jax.random.choice(jax.random.fold_in(key, 1), jnp.array(WIDTHS))
+        return model.init(key)[0], {"width": width}
+
+    def apply(
+        params: PyTree, model_state: PyTree, inputs: Inputs, key: Key[Array, ""] | None
+    ) -> tuple[Logits, PyTree]:
+        images = jnp.asarray(inputs).reshape(-1, side, side)
+        wide = jax.vmap(made_wide, (0, None))(images, model_state["width"])
+        return model.apply(params, {}, wide.reshape(inputs.shape), key)[0], model_state
+
+    return recipe._replace(model=Model(init, apply))
+
+
+def committee(published: str, source: str, one: Experiment, members: int) -> Experiment:
+    """So many members, each like `one`."""
+    config = dataclasses.replace(one.config, seeds=members)
+    return Experiment(published, source, config, partial(member, make_recipe=one.recipe))
+
+
+ROWS = {
+    "25 x 800, elastic": committee(
+        "0.39 together",
+        '"Better digit recognition with a committee of simple neural nets", ICDAR 2011; '
+        "second-hand, the widths from memory",
+        SHALLOW["800, elastic"],
+        25,
+    ),
+    "7 x 2500-2000-1500-1000-500": committee(
+        "0.31 together",
+        '"Handwritten digit recognition with a committee of deep neural nets on GPUs", '
+        "arXiv 1103.4487; read in its abstract, the widths from memory",
+        DEEP["2500-2000-1500-1000-500"],
+        7,
+    ),
+}
+
+if __name__ == "__main__":
+    main(__file__, ROWS)
