@@ -20,7 +20,7 @@ MILD = Strength(7.0, 7.0, 0.08, 0.5, 4.0, 20.0)
 COPIES = 64
 
 
-def with_copies(run: Run) -> Row:
+def with_test_time_augmentation(run: Run) -> Row:
     """Test errors of each network where it averages its answers to mildly deformed copies."""
     test = report.load_data(run).test
     images = jax.device_put(test.images)
@@ -57,8 +57,10 @@ CONFIG = Config(
 WIDE = dataclasses.replace(CONFIG, hidden=(2500, 2000, 1500, 1000, 500))
 
 ROWS = {
-    "1024-512-256, 300 epochs": Experiment("", "", CONFIG, measure=with_copies),
-    "2500-2000-1500-1000-500, 300 epochs": Experiment("", "", WIDE, measure=with_copies),
+    "1024-512-256, 300 epochs": Experiment("", "", CONFIG, measure=with_test_time_augmentation),
+    "2500-2000-1500-1000-500, 300 epochs": Experiment(
+        "", "", WIDE, measure=with_test_time_augmentation
+    ),
 }
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Goodfellow et al. 2013: maxout units, each the largest of five sums.
 
-Here it is 100 epochs, under a rate that falls linearly.
+There the rate falls exponentially, momentum climbs from 0.5, and pixels that are kept are not
+scaled up for those that are dropped. Here it is 100 epochs, under a rate that falls linearly and a
+momentum of 0.7 from the start.
 
     python experiments/goodfellow_2013.py
 """

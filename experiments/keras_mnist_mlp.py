@@ -16,7 +16,8 @@ from mnist_jax.train import Recipe, default_recipe
 def rmsprop(config: Config, pixels: int, classes: int, train_images: int) -> Recipe:
     """The default recipe with Keras' RMSprop."""
     recipe = default_recipe(config, pixels, classes, train_images)
-    return recipe._replace(optimizer=optax.rmsprop(config.learning_rate, decay=0.9, eps=1e-7))
+    optimizer = optax.rmsprop(config.learning_rate, decay=0.9, eps=1e-7, eps_in_sqrt=False)
+    return recipe._replace(optimizer=optimizer)
 
 
 ROWS = {

@@ -35,11 +35,11 @@ class Experiment(NamedTuple):
     source: str  # where that stands, and whether it was read there
     config: Config  # `seeds` is how many there are to be
     recipe: fit.MakeRecipe = default_recipe
-    measure: Callable[[Run], Row] | None = None  # more errors to count, such as with copies
+    measure: Callable[[Run], Row] | None = None  # more errors to count
 
 
 def fingerprint(experiment: Experiment) -> Row:
-    """All that decides what is trained, but for the seeds."""
+    """What is trained: the config but for the seeds, and the name of the recipe."""
     config = to_json(experiment.config)
     for name in ("data_dir", "seed", "seeds"):
         del config[name]

@@ -1,8 +1,9 @@
 """What is the least error without deformations, where pixels might stand in any order?
 
 What the best published networks of this kind do, all at once: a batch-normalised encoder with noise
-on every layer, which restores the pixels (Pezeshki et al. 2016) and keeps its answer along virtual
-adversarial steps (Miyato et al. 2018), and whose weights are averaged; and what each is worth.
+on every layer, reconstruction of the pixels (Pezeshki et al. 2016), virtual adversarial training
+(VAT, Miyato et al. 2018) and an exponential moving average of the weights (EMA); and what each is
+worth.
 
     python experiments/permutation_invariant.py
 """
@@ -23,14 +24,12 @@ EPSILON = 2.1
 
 
 def ours(
-    config: Config, pixels: int, classes: int, train_images: int, restoring: bool, steps: bool
+    config: Config, pixels: int, classes: int, train_images: int, reconstruction: bool, vat: bool
 ) -> Recipe:
-    """A ladder network, `restoring` its pixels or nothing, with virtual adversarial `steps`."""
-    make = amlp if restoring else partial(ladder, costs=())
+    """A ladder network, with `reconstruction` of its pixels or of nothing, and `vat` or not."""
+    make = amlp if reconstruction else partial(ladder, costs=())
     recipe = make(config, pixels, classes, train_images)
-    if steps:
-        recipe = recipe._replace(loss=virtual_adversarial(recipe.loss, EPSILON))
-    return recipe._replace(ema_decay=config.ema_decay)
+    return recipe._replace(loss=virtual_adversarial(recipe.loss, EPSILON)) if vat else recipe
 
 
 CONFIG = Config(
@@ -48,19 +47,19 @@ CONFIG = Config(
 )
 
 
-def row(restoring: bool = True, steps: bool = True, **changes: Any) -> Experiment:
+def row(reconstruction: bool = True, vat: bool = True, **changes: Any) -> Experiment:
     """A network of ours, with changes to it."""
     config = dataclasses.replace(CONFIG, **changes)
-    return Experiment("", "", config, partial(ours, restoring=restoring, steps=steps))
+    return Experiment("", "", config, partial(ours, reconstruction=reconstruction, vat=vat))
 
 
 ROWS = {
-    "noise, restored pixels, steps, averaging": row(),
-    "without restored pixels": row(restoring=False),
-    "without steps": row(steps=False),
-    "without averaging": row(ema_decay=0.0),
-    "steps and averaging alone": row(restoring=False, noise=0.0),
-    "averaging alone": row(restoring=False, steps=False, noise=0.0),
+    "noise, reconstruction, VAT, EMA": row(),
+    "without reconstruction": row(reconstruction=False),
+    "without VAT": row(vat=False),
+    "without EMA": row(ema_decay=0.0),
+    "VAT and EMA": row(reconstruction=False, noise=0.0),
+    "EMA": row(reconstruction=False, vat=False, noise=0.0),
 }
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Pezeshki et al. 2016: a ladder network that restores nothing but the pixels.
 
 In each layer one small network of two and two units restores every sum, from its noisy value, from
-what comes down from above, and from the product of the two.
+what comes down from above, and from the product of the two. How much the restored pixels count is
+a guess, that of the ladder network.
 
     python experiments/pezeshki_2016.py
 """
@@ -51,7 +52,7 @@ def amlp(config: Config, pixels: int, classes: int, train_images: int) -> Recipe
 
 ROWS = {
     "ladder 1000-500-250-250-250, AMLP": Experiment(
-        published="0.569 +/- 0.010 (of the mean)",
+        published="0.569 +/- 0.010 (standard error)",
         source='"Deconstructing the ladder network architecture", ICML 2016; 0.57 read in its '
         "abstract, the rest second-hand, the combinator from sakishinoda/tf-ssl, read there",
         config=CONFIG,

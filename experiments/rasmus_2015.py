@@ -1,7 +1,8 @@
 """Rasmus et al. 2015: a ladder network, which also learns to take the noise out of each layer.
 
 The noisy encoder answers; a decoder goes back down from its answer and restores, layer by layer,
-what the same encoder makes of the image without noise.
+what the same encoder makes of the image without noise. There the images to answer and those to
+restore come in batches of their own; here they are the same.
 
     python experiments/rasmus_2015.py
 """
@@ -19,7 +20,7 @@ from papers import Experiment, main
 from mnist_jax.config import Config
 from mnist_jax.model import Model, PyTree
 from mnist_jax.preprocess import Inputs, Labels
-from mnist_jax.train import Logits, Recipe, steps_per_epoch
+from mnist_jax.train import Logits, Recipe, default_recipe, steps_per_epoch
 
 Units = Float[Array, "n units"]
 
@@ -65,7 +66,7 @@ def encode(
     """
 
     def noisy(x: Units, layer: int) -> Units:
-        if key is None:
+        if key is None or not noise:
             return x
         return x + noise * jax.random.normal(jax.random.fold_in(key, layer), x.shape)
 
@@ -187,7 +188,9 @@ def ladder(
     rate = optax.linear_schedule(
         config.learning_rate, 0.0, config.epochs * steps - falls_at, transition_begin=falls_at
     )
-    return Recipe(Model(init, apply, settle), optax.adam(rate, config.momentum), loss)
+    optimizer = optax.adam(rate, config.momentum)
+    recipe = default_recipe(config, pixels, classes, train_images)
+    return recipe._replace(model=Model(init, apply, settle), optimizer=optimizer, loss=loss)
 
 
 CONFIG = Config(

@@ -55,14 +55,14 @@ def line(name: str, experiment: Experiment, kept: Row | None, file: str) -> str:
     also = []
     for key, words in (
         ("test_errors_of_last_weights", "last weights"),
-        ("test_errors_with_copies", "with copies"),
+        ("test_errors_with_copies", "test-time augmentation"),
     ):
         if found := every(key):
             also.append(f"{words} {percent(found)}")
     largest = max(runs, key=lambda run: len(run["test_errors"]))
     if "test_errors_of_ensemble" in largest:
         count = largest["test_errors_of_ensemble"] / 100
-        also.append(f"{len(largest['test_errors'])} together {count:.2f}")
+        also.append(f"ensemble of {len(largest['test_errors'])} {count:.2f}")
     minutes = sum(run["train_seconds"] for run in runs) / len(errors) / 60
     devices = ", ".join(sorted({run["device"] for run in runs}))
     cells = [name, published, percent(errors), str(len(errors)), "; ".join(also)]
@@ -121,13 +121,14 @@ def figure() -> Figure:
         axes.plot(values, [place] * len(values), "|", color="tab:blue", alpha=0.5)
         axes.errorbar(mean, place, xerr=spread, fmt="o", color="tab:blue", ms=4, capsize=2)
         largest = max(runs, key=lambda run: len(run["test_errors"]))
-        if together := largest.get("test_errors_of_ensemble"):
-            axes.plot(together / 100, place, "o", color="tab:blue", mfc="white", ms=4)
+        if errors := largest.get("test_errors_of_ensemble"):
+            axes.plot(errors / 100, place, "o", color="tab:blue", mfc="white", ms=4)
         if published:
-            axes.plot(float(published.split()[0]), place, "D", color="tab:orange", ms=5)
+            fill = "white" if "ensemble" in published else "tab:orange"
+            axes.plot(float(published.split()[0]), place, "D", color="tab:orange", mfc=fill, ms=5)
     axes.plot([], [], "D", color="tab:orange", label="published")
     axes.errorbar([], [], xerr=[], fmt="o", color="tab:blue", ms=4, capsize=2, label="here")
-    axes.plot([], [], "o", color="tab:blue", mfc="white", ms=4, label="all seeds together")
+    axes.plot([], [], "o", color="tab:blue", mfc="white", ms=4, label="ensemble of all seeds")
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
     axes.set(xlabel="test error, % (a stroke for each seed)", xscale="log")
     axes.xaxis.set_major_locator(FixedLocator(TICKS))

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from ciresan_2010 import deep_and_simple
 from meier_2011 import WIDTHS, made_wide, member
 
 from mnist_jax import prng
@@ -40,18 +41,22 @@ def test_no_width_and_no_ink_change_nothing(image):
     np.testing.assert_array_equal(made_wide(0 * image, 10.0), 0 * image)
 
 
-def test_a_member_reads_digits_of_its_width(digits):
+@pytest.mark.parametrize(
+    ("make", "paper", "ink"), [(default_recipe, 0, 1), (deep_and_simple, -1, 1)]
+)
+def test_a_member_reads_digits_of_its_width(make, paper, ink, digits):
     config = Config(dataset="digits", hidden=(8,), dropout=0.0)
-    plain = default_recipe(config, 64, 10, 1437).model
-    model = member(config, 64, 10, 1437, default_recipe).model
+    plain = make(config, 64, 10, 1437)
+    model = member(config, 64, 10, 1437, make).model
     images = digits.test.images[:5] / np.float32(255)
     drawn = set()
     for seed in range(60):
         params, state = model.init(prng.key(seed))
         drawn.add(width := float(state["width"]))
     wide = np.stack([made_wide(image, width) for image in images])
-    logits, after = model.apply(params, state, images.reshape(5, 64), None)
-    seen, _ = plain.apply(params, {}, wide.reshape(5, 64), None)
-    np.testing.assert_allclose(logits, seen, rtol=1e-5, atol=1e-5)
+    logits, after = model.apply(params, state, plain.preprocess(digits.test.images[:5]), None)
+    seen = paper + (ink - paper) * wide.reshape(5, 64)
+    expected, _ = plain.model.apply(params, {}, seen, None)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
     assert jax.tree.all(jax.tree.map(np.array_equal, after, state))
     assert drawn == set(WIDTHS)

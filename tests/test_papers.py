@@ -117,7 +117,7 @@ KEPT = {
 def test_a_line_has_the_mean_and_spread_of_all_seeds():
     told = table.line("net", Experiment("0.7", "", CONFIG), KEPT, "some_2020")
     assert told == (
-        "| net | 0.7 | 0.600 +/- 0.100 | 3 | last weights 0.640 +/- 0.113; 2 together 0.40 | "
+        "| net | 0.7 | 0.600 +/- 0.100 | 3 | last weights 0.640 +/- 0.113; ensemble of 2 0.40 | "
         "2.0 min, some CPU, some GPU |"
     )
     alone = {**KEPT, "runs": KEPT["runs"][1:]}
