@@ -1,5 +1,9 @@
 """Hinton et al. 2012: dropout, first of the hidden units and then of the pixels too.
 
+1.454 +/- 0.067 % test errors without, 1.404 +/- 0.027 % with dropout of hidden units, and
+1.322 +/- 0.019 % with dropout of pixels too (n = 5), where 1.60, 1.30 and 1.10 are published: each
+helps here too, but by less.
+
 They train for 3,000 epochs under a momentum that climbs to 0.99, in batches of 100; here it is 100
 epochs under 0.95 in batches of 128, under a rate that falls linearly. What they quote for no
 dropout is the best that others published; here it is the same network with neither dropout nor

@@ -1,8 +1,9 @@
 """What is worth more, a wider network or more images?
 
 One hidden layer of 2 to 1,024 units, trained on the first 100 to 60,000 training images, five
-seeds each: 400 networks, 6,000 steps of SGD each. It is not yet run in full; it draws their test
-errors as figures/width_by_data.png and writes them all to results/width_by_data.json:
+seeds each: 400 networks, 6,000 steps of SGD each. 64 units that saw 60,000 images misread 2.43 %
+of the test images, 1,024 that saw 25,000 of them 2.39 %. All errors are in
+results/width_by_data.json, and drawn as figures/width_by_data.png, by
 
     python experiments/width_by_data.py
 """
@@ -16,6 +17,7 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from mnist_jax import data, population, rundir
 from mnist_jax.config import Config
@@ -28,6 +30,7 @@ HERE = Path(__file__).parent
 WIDTHS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 IMAGES = (100, 250, 600, 1500, 4000, 10_000, 25_000, 60_000)
 SEEDS = 5
+PERCENT = (1, 2, 3, 5, 10, 20, 30, 50, 100)
 STEPS, QUICK_STEPS = 6000, 10  # whole epochs of any of these numbers of images
 
 
@@ -55,7 +58,7 @@ def test_errors(width: int, training: Examples, test: Examples, steps: int) -> l
     return population.evaluate(recipe, states, test).errors.tolist()
 
 
-def figure(percent: Float[np.ndarray, "widths images seeds"], device: str) -> Figure:
+def figure(percent: Float[np.ndarray, "widths images seeds"]) -> Figure:
     """Test error by images, a line a width; and by width, a line a number of images."""
     drawn, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
     mean, std = percent.mean(axis=-1), percent.std(axis=-1, ddof=1)
@@ -70,13 +73,18 @@ def figure(percent: Float[np.ndarray, "widths images seeds"], device: str) -> Fi
                 **{"color": colour, "capsize": 2, "lw": 1.4, "label": f"{name:,} {what}"},
             )
         axis.set(xscale="log", yscale="log")
+        for ticks, along in ((places, axis.xaxis), (PERCENT, axis.yaxis)):
+            along.set_major_locator(FixedLocator(ticks))
+            along.set_minor_locator(NullLocator())
+            along.set_major_formatter("{x:,g}")
+        axis.tick_params(axis="x", labelrotation=45)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, ncols=2, frameon=False)
     axes[0].set(xlabel="training images", ylabel="test error, %")
     axes[1].set(xlabel="hidden units")
     drawn.suptitle(
-        f"MNIST: {percent[..., 0].size * percent.shape[-1]} networks of one hidden layer, mean and "
-        f"standard deviation over {percent.shape[-1]} seeds ({device})",
+        f"MNIST: {percent.size} networks of one hidden layer, mean and standard deviation over "
+        f"{percent.shape[-1]} seeds",
         fontsize=10,
     )
     return drawn
@@ -116,7 +124,7 @@ def main(
         rundir.write_bytes(results, (json.dumps(found) + "\n").encode())
     if figures:
         percent = 100 * np.array(errors) / len(dataset.test.labels)
-        figure(percent, device_name()).savefig(figures / "width_by_data.png", dpi=110)
+        figure(percent).savefig(figures / "width_by_data.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -312,3 +312,19 @@ def test_width_by_data_trains_a_network_for_each_pair(tmp_path, monkeypatch):
     assert errors.shape == (2, 2, 5)
     assert errors[0, 0].mean() > errors[1, 1].mean() + 50  # of 360: more of both is better
     assert (tmp_path / "width_by_data.png").stat().st_size > 10_000
+    monkeypatch.setattr(width_by_data, "QUICK_STEPS", 1)
+    width_by_data.main(quick=True)  # which leaves what is committed alone
+    test_what_is_said_of_width_and_data_was_measured()
+
+
+def test_what_is_said_of_width_and_data_was_measured():
+    found = json.loads((EXPERIMENTS / "results" / "width_by_data.json").read_text())
+    errors = np.array(found["test_errors"])
+    assert errors.shape == (10, 8, 5)
+    assert (found["widths"][5], found["images"][4], found["images"][6]) == (64, 4000, 25_000)
+    percent = errors.mean(axis=-1) / 100
+    docstring = (EXPERIMENTS / "width_by_data.py").read_text().partition("import")[0]
+    readme = (EXPERIMENTS / "README.md").read_text()
+    for width, images, told in ((5, 7, 2), (9, 6, 2), (9, 4, 1), (9, 7, 1)):
+        texts = (docstring, readme)[-told:]
+        assert all(f"{percent[width, images]:.2f} %" in text for text in texts)
