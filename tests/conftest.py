@@ -12,18 +12,25 @@ from jaxtyping import install_import_hook
 # Shapes and types of public functions are checked while the tests run.
 install_import_hook("mnist_jax", "beartype.beartype")
 
+import hypothesis
 import jax
 import matplotlib
 import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+hypothesis.settings.register_profile("no clock", deadline=None)  # machines may be busy
+hypothesis.settings.load_profile("no clock")
 
 # Tests that a shell runs in the background, and what they start, would ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # but where a test is about it
-MNIST_DIR = os.environ.pop("MNIST_JAX_DATA", None)  # only tests that ask for MNIST see it
+
+# Only tests that ask for MNIST see it; the processes of -n 2 inherit the other name.
+if "MNIST_JAX_DATA" in os.environ:
+    os.environ["MNIST_FOR_TESTS"] = os.environ.pop("MNIST_JAX_DATA")
+MNIST_DIR = os.environ.get("MNIST_FOR_TESTS")
 
 
 @pytest.fixture(autouse=True)

@@ -38,7 +38,7 @@ def test_resampling_is_scipys(shape):
     np.testing.assert_allclose(found / 255, by_scipy(image, places) / 255, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.floats(-180, 180), st.floats(-60, 60), st.floats(0.5, 2), st.floats(0.5, 2),
     st.floats(-9, 9), st.floats(-9, 9),
