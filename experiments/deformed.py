@@ -32,7 +32,11 @@ def with_test_time_augmentation(run: Run) -> Row:
 
     total = sum(np.asarray(shares(key)) for key in jax.random.split(prng.key(0), COPIES))
     assert isinstance(total, np.ndarray)
-    return {"test_errors_with_copies": (total.argmax(-1) != test.labels[None]).sum(-1).tolist()}
+    return {
+        "test_errors_with_test_time_augmentation": (total.argmax(-1) != test.labels[None])
+        .sum(-1)
+        .tolist()
+    }
 
 
 CONFIG = Config(

@@ -55,7 +55,7 @@ def line(name: str, experiment: Experiment, kept: Row | None, file: str) -> str:
     also = []
     for key, words in (
         ("test_errors_of_last_weights", "last weights"),
-        ("test_errors_with_copies", "test-time augmentation"),
+        ("test_errors_with_test_time_augmentation", "test-time augmentation"),
     ):
         if found := every(key):
             also.append(f"{words} {percent(found)}")

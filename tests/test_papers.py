@@ -12,6 +12,7 @@ import numpy as np
 import papers
 import pytest
 import table
+import tang_2013
 from papers import Experiment
 
 from mnist_jax import fit, prng, rundir, train
@@ -101,6 +102,20 @@ def test_choices_are_made_on_training_images(results, monkeypatch, capsys):
 def test_a_row_that_is_not_there_is_refused(results):
     with pytest.raises(SystemExit, match=r"there is no row c; there are \['a'\]"):
         papers._run(SCRIPT, {"a": Experiment("", "", CONFIG)}, row=("c",))
+
+
+def test_the_last_weights_of_tang_and_no_others_have_a_cost():
+    """A step without any gradient shrinks them by the rate times the cost."""
+    config = dataclasses.replace(tang_2013.CONFIG, dataset="digits", hidden=(8, 8), momentum=0.0)
+    recipe = tang_2013.svm(config, 64, 10, 1437, train.cross_entropy, noise=0.0)
+    params, _ = recipe.model.init(prng.key(0))
+    none = jax.tree.map(np.zeros_like, params)
+    updates, _ = recipe.optimizer.update(none, recipe.optimizer.init(params), params)
+    last = updates.pop("Dense_2")
+    np.testing.assert_allclose(
+        last["kernel"], -0.1 * 0.001 * params["Dense_2"]["kernel"], rtol=1e-5
+    )
+    assert not jax.tree.reduce(lambda some, leaf: some | leaf.any(), (updates, last["bias"]), False)
 
 
 KEPT = {
