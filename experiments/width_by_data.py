@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from mnist_jax import data, population, rundir
-from mnist_jax.config import Config
+from mnist_jax.config import Config, InputError
 from mnist_jax.data import Examples
 from mnist_jax.environment import device_name, versions
 from mnist_jax.progress import bar
@@ -105,7 +105,16 @@ def main(
         quick: scikit-learn's digits and few steps, to see that it works; nothing is kept but where
             `results` and `figures` say.
     """
-    dataset = data.load("digits" if quick else "mnist", data_dir)
+    if not quick:
+        results = results or HERE / "results" / "width_by_data.json"
+        figures = figures or HERE / "figures"
+    for folder in (results and results.parent, figures):
+        if folder and not folder.is_dir():
+            raise SystemExit(f"folder {folder} does not exist; make it, or name another")
+    try:
+        dataset = data.load("digits" if quick else "mnist", data_dir)
+    except InputError as error:
+        raise SystemExit(str(error)) from None
     images, labels = dataset.train
     errors, steps = [], QUICK_STEPS if quick else STEPS
     with bar(total=len(WIDTHS) * len(IMAGES), desc="networks") as shown:
@@ -115,9 +124,6 @@ def main(
                 training = jax.device_put(Examples(images[:count], labels[:count]))
                 errors[-1].append(test_errors(width, training, dataset.test, steps))
                 shown.update()
-    if not quick:
-        results = results or HERE / "results" / "width_by_data.json"
-        figures = figures or HERE / "figures"
     if results:
         found = {"widths": WIDTHS, "images": IMAGES, "steps": steps, "test_errors": errors}
         found |= {"device": device_name(), "versions": versions()}

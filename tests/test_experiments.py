@@ -322,6 +322,19 @@ def test_width_by_data_trains_a_network_for_each_pair(tmp_path, monkeypatch):
     assert [file.read_bytes() for file in kept] == before
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"data_dir": Path("/nowhere")}, "data folder /nowhere does not exist"),
+        ({"figures": Path("/nowhere")}, "folder /nowhere does not exist"),
+        ({"results": Path("/nowhere/found.json")}, "folder /nowhere does not exist"),
+    ],
+)
+def test_width_by_data_refuses_before_it_trains(changed, told):
+    with pytest.raises(SystemExit, match=told):
+        width_by_data.main(**changed)
+
+
 def test_what_is_said_of_width_and_data_was_measured():
     found = json.loads((EXPERIMENTS / "results" / "width_by_data.json").read_text())
     errors = np.array(found["test_errors"])
