@@ -1,71 +1,64 @@
 """What is the least error of one plain network with deformed images?
 
+Three layers of 2048 units with batch normalisation make 0.578 +/- 0.031 % test errors, and 0.476
++/- 0.018 % where each averages its answers to 64 deformed copies of an image (n = 5), after 500
+epochs, 7.3 minutes for the five of them on a GPU that others used too. Ciresan et al. (2010)
+publish 0.35 %. On validation images this shape was best of three after 80 epochs, and the
+strengths were the best of four after 300.
+
 python experiments/deformed.py
 """
-
-import dataclasses
 
 import jax
 import numpy as np
 from papers import Experiment, Row, main
 
 from mnist_jax import population, prng, report
-from mnist_jax.augment import Strength, deform_all
 from mnist_jax.config import Config
 from mnist_jax.report import Run
 
-MILD = Strength(7.0, 7.0, 0.08, 0.5, 4.0, 20.0)
-"""How far the copies of a test image are deformed whose answers are averaged."""
-
 COPIES = 64
+"""Of each test image, deformed like training images, whose answers are averaged."""
 
 
 def with_test_time_augmentation(run: Run) -> Row:
-    """Test errors of each network where it averages its answers to mildly deformed copies."""
+    """Test errors of each network where it averages its answers to deformed copies."""
     test = report.load_data(run).test
     images = jax.device_put(test.images)
 
     @jax.jit
     def shares(key: jax.Array) -> jax.Array:
-        deformed = deform_all(MILD, key, images)
+        deformed = run.recipe.augment(key, images)
         return jax.nn.softmax(population.predict(run.recipe, run.states, deformed))
 
     total = sum(np.asarray(shares(key)) for key in jax.random.split(prng.key(0), COPIES))
     assert isinstance(total, np.ndarray)
-    return {
-        "test_errors_with_test_time_augmentation": (total.argmax(-1) != test.labels[None])
-        .sum(-1)
-        .tolist()
-    }
+    errors = (total.argmax(-1) != test.labels[None]).sum(-1)
+    return {"test_errors_with_test_time_augmentation": errors.tolist()}
 
 
 CONFIG = Config(
     dataset="mnist",
-    hidden=(1024, 512, 256),
+    hidden=(2048, 2048, 2048),
     dropout=0.0,
     batch_norm=True,
-    rotation_degrees=10.0,
-    shear_degrees=8.0,
-    scale=0.1,
+    rotation_degrees=15.0,
+    shear_degrees=15.0,
+    scale=0.15,
     shift_pixels=1.0,
     elastic_sigma_pixels=5.0,
-    elastic_alpha_pixels=28.0,
+    elastic_alpha_pixels=36.0,
+    batch_size=256,
     learning_rate=0.1,
     schedule="cosine",
     nesterov=True,
     weight_decay=5e-4,
     ema_decay=0.999,
-    epochs=300,
+    epochs=500,
     seeds=5,
 )
-WIDE = dataclasses.replace(CONFIG, hidden=(2500, 2000, 1500, 1000, 500))
 
-ROWS = {
-    "1024-512-256, 300 epochs": Experiment("", "", CONFIG, measure=with_test_time_augmentation),
-    "2500-2000-1500-1000-500, 300 epochs": Experiment(
-        "", "", WIDE, measure=with_test_time_augmentation
-    ),
-}
+ROWS = {"3 x 2048": Experiment("", "", CONFIG, measure=with_test_time_augmentation)}
 
 if __name__ == "__main__":
     main(__file__, ROWS)

@@ -1,5 +1,7 @@
 """Goodfellow et al. 2013: maxout units, each the largest of five sums.
 
+1.110 +/- 0.062 % test errors (n = 5), where 0.94 is published.
+
 There the rate falls exponentially, momentum climbs from 0.5, and pixels that are kept are not
 scaled up for those that are dropped. Here it is 100 epochs, under a rate that falls linearly and a
 momentum of 0.7 from the start.

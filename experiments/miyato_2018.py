@@ -1,8 +1,9 @@
 """Miyato et al. 2015-18: virtual adversarial training, which keeps answers still around an image.
 
-0.840 % test errors with one seed, where 0.637 +/- 0.046 is published: it does not reproduce here so
-far, and why is not known. The released code finds the direction of a step by finite differences,
-which came no closer here than the exact direction.
+0.794 +/- 0.046 % test errors with exact directions, and 0.812 +/- 0.056 % with those of the
+released code (n = 10), where 0.637 +/- 0.046 is published: it does not reproduce here, and why is
+not known. The network, its start, the losses and the optimizer are those of the released code; the
+statistics for the test are taken of 10,000 training images at once, and not of batches of 100.
 
     python experiments/miyato_2018.py
 """
@@ -28,6 +29,9 @@ from mnist_jax.train import (
     default_recipe,
     steps_per_epoch,
 )
+
+Direction = Callable[[Callable[[Inputs], Logits], Inputs, Inputs], Inputs]
+"""(inputs -> logits, inputs, random steps) -> the directions in which answers change most."""
 
 START = 2**16
 """The stream of random numbers for the first guess at a step; those of layers come before."""
@@ -60,11 +64,30 @@ def hessian_product(logits_of: Callable[[Inputs], Logits], inputs: Inputs, step:
     return jax.vjp(logits_of, inputs)[1](moved)[0]
 
 
-def virtual_adversarial(loss: Loss, epsilon: float) -> Loss:
+def finite_difference(
+    logits_of: Callable[[Inputs], Logits], inputs: Inputs, step: Inputs
+) -> Inputs:
+    """The same as takerum/vat has it: the gradient of the divergence a millionth of `step` away.
+
+    In single precision that is so short a way that most of it is lost. What is left are rounding
+    errors, in the direction which changes the surest answer, uphill or down.
+    """
+
+    def shares_of(inputs: Inputs) -> Logits:
+        return jax.nn.softmax(logits_of(inputs))
+
+    def cross_entropy_at(moved: Inputs) -> Float[Array, ""]:
+        return -(shares * jnp.log(shares_of(moved) + 1e-30)).sum(axis=-1).mean()
+
+    shares = shares_of(inputs)
+    return jax.grad(cross_entropy_at)(inputs + 1e-6 * step)
+
+
+def virtual_adversarial(loss: Loss, epsilon: float, direction: Direction = hessian_product) -> Loss:
     """`loss`, plus how far the worst step of length `epsilon` from each image moves its answer.
 
-    The worst one takes one power iteration, without finite differences. Source: Miyato, Maeda,
-    Koyama & Ishii, "Virtual adversarial training", TPAMI 2018, section 3.3.
+    The worst one takes one power iteration. Source: Miyato, Maeda, Koyama & Ishii, "Virtual
+    adversarial training", TPAMI 2018, section 3.3.
     """
 
     def both(
@@ -82,7 +105,7 @@ def virtual_adversarial(loss: Loss, epsilon: float) -> Loss:
 
         start_key = jax.random.fold_in(key, START)
         start = unit_length(jax.random.normal(start_key, inputs.shape))
-        worst = hessian_product(logits_of, jnp.asarray(inputs), start)
+        worst = direction(logits_of, jnp.asarray(inputs), start)
         worst = epsilon * unit_length(jax.lax.stop_gradient(worst))
         moved = divergence(jax.lax.stop_gradient(logits), logits_of(inputs + worst))
         return base + moved, (logits, state)
@@ -114,7 +137,13 @@ class Normalised(nn.Module):
 
 
 def vat(
-    config: Config, pixels: int, classes: int, train_images: int, epsilon: float, decay: float
+    config: Config,
+    pixels: int,
+    classes: int,
+    train_images: int,
+    epsilon: float,
+    decay: float,
+    direction: Direction,
 ) -> Recipe:
     """The default recipe with such a network, and a rate of Adam's times `decay` an epoch."""
     module = Normalised(config.hidden, classes)
@@ -123,12 +152,13 @@ def vat(
     return default_recipe(config, pixels, classes, train_images)._replace(
         model=from_linen(module, pixels, module.copy(decay=0.0)),
         optimizer=optax.adam(rate, config.momentum),
-        loss=virtual_adversarial(cross_entropy, epsilon),
+        loss=virtual_adversarial(cross_entropy, epsilon, direction),
     )
 
 
-ROWS = {
-    "1200-600-300-150, VAT": Experiment(
+def row(direction: Direction) -> Experiment:
+    """VAT, with one way or the other to find the worst steps."""
+    return Experiment(
         published="0.637 +/- 0.046 (n = 10)",
         source='"Distributional smoothing with virtual adversarial training", ICLR 2016; '
         "second-hand, the recipe from takerum/vat, read there",
@@ -141,10 +171,15 @@ ROWS = {
             learning_rate=0.002,
             weight_decay=0.0,
             epochs=100,
-            seeds=5,
+            seeds=10,
         ),
-        recipe=partial(vat, epsilon=2.1, decay=0.9),
+        recipe=partial(vat, epsilon=2.1, decay=0.9, direction=direction),
     )
+
+
+ROWS = {
+    "1200-600-300-150, VAT as released": row(finite_difference),
+    "1200-600-300-150, VAT": row(hessian_product),
 }
 
 if __name__ == "__main__":

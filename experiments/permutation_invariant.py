@@ -1,9 +1,13 @@
 """What is the least error without deformations, where pixels might stand in any order?
 
 What the best published networks of this kind do, all at once: a batch-normalised encoder with noise
-on every layer, reconstruction of the pixels (Pezeshki et al. 2016), virtual adversarial training
-(VAT, Miyato et al. 2018) and an exponential moving average of the weights (EMA); and what each is
-worth.
+on every layer and reconstruction of each (a ladder network, Rasmus et al. 2015), virtual
+adversarial training (VAT, Miyato et al. 2018) and an exponential moving average of the weights
+(EMA); and what each is worth. What the last weights make, without EMA, is counted beside it.
+
+On validation images VAT added nothing to a ladder network. Without it the errors on test images are
+0.749 +/- 0.031 % (n = 10), after 24,000 steps in batches of 250, where the network of
+rasmus_2015.py makes fewer after 90,000 in batches of 100. 0.569 is the best that is published.
 
     python experiments/permutation_invariant.py
 """
@@ -14,7 +18,6 @@ from typing import Any
 
 from miyato_2018 import virtual_adversarial
 from papers import Experiment, main
-from pezeshki_2016 import amlp
 from rasmus_2015 import ladder
 
 from mnist_jax.config import Config
@@ -26,8 +29,8 @@ EPSILON = 2.1
 def ours(
     config: Config, pixels: int, classes: int, train_images: int, reconstruction: bool, vat: bool
 ) -> Recipe:
-    """A ladder network, with `reconstruction` of its pixels or of nothing, and `vat` or not."""
-    make = amlp if reconstruction else partial(ladder, costs=())
+    """A ladder network, with `reconstruction` of its layers or of nothing, and `vat` or not."""
+    make = ladder if reconstruction else partial(ladder, costs=())
     recipe = make(config, pixels, classes, train_images)
     return recipe._replace(loss=virtual_adversarial(recipe.loss, EPSILON)) if vat else recipe
 
@@ -42,8 +45,8 @@ CONFIG = Config(
     learning_rate=0.003,
     weight_decay=0.0,
     ema_decay=0.999,
-    epochs=60,
-    seeds=3,
+    epochs=100,
+    seeds=10,
 )
 
 
@@ -55,11 +58,10 @@ def row(reconstruction: bool = True, vat: bool = True, **changes: Any) -> Experi
 
 ROWS = {
     "noise, reconstruction, VAT, EMA": row(),
-    "without reconstruction": row(reconstruction=False),
     "without VAT": row(vat=False),
-    "without EMA": row(ema_decay=0.0),
-    "VAT and EMA": row(reconstruction=False, noise=0.0),
-    "EMA": row(reconstruction=False, vat=False, noise=0.0),
+    "without reconstruction": row(reconstruction=False),
+    "without VAT and reconstruction": row(reconstruction=False, vat=False),
+    "without noise and reconstruction": row(reconstruction=False, noise=0.0),
 }
 
 if __name__ == "__main__":

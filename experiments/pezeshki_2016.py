@@ -23,6 +23,13 @@ WIDTHS = (3, 2, 2, 1)
 STD = 0.025
 """Of the initial weights."""
 
+EPSILON = 0.01
+"""Added to the variances of what comes down from above, which these weights make small at first.
+
+With the ladder network's 1e-10 the gradients of units that hardly vary are so large that the
+network hardly learns.
+"""
+
 
 def init(key: Key[Array, ""], units: int) -> PyTree:
     """The weights of the small network, which all units of a layer share."""
@@ -46,7 +53,7 @@ def guess(layers: PyTree, z: Units, u: Units) -> Units:
 def amlp(config: Config, pixels: int, classes: int, train_images: int) -> Recipe:
     """A ladder network with such combinators, that restores the pixels."""
     costs = (1000.0, *(0.0,) * (len(config.hidden) + 1))
-    combinator = Combinator(init, guess)
+    combinator = Combinator(init, guess, EPSILON)
     return ladder(config, pixels, classes, train_images, costs, combinator)
 
 

@@ -1,5 +1,7 @@
 """Rasmus et al. 2015: a ladder network, which also learns to take the noise out of each layer.
 
+0.680 +/- 0.041 % test errors (n = 10), where 0.57 +/- 0.02 is published.
+
 The noisy encoder answers; a decoder goes back down from its answer and restores, layer by layer,
 what the same encoder makes of the image without noise. There the images to answer and those to
 restore come in batches of their own; here they are the same.
@@ -43,9 +45,9 @@ class Passed(NamedTuple):
     logits: Logits
 
 
-def statistics_of(x: Units) -> Statistics:
-    """Mean and standard deviation of each unit."""
-    return Statistics(x.mean(axis=0), jnp.sqrt(x.var(axis=0) + 1e-10))
+def statistics_of(x: Units, epsilon: float = 1e-10) -> Statistics:
+    """Mean and standard deviation of each unit; `epsilon` is added to the variances."""
+    return Statistics(x.mean(axis=0), jnp.sqrt(x.var(axis=0) + epsilon))
 
 
 def normalised(x: Units, by: Statistics) -> Units:
@@ -87,6 +89,7 @@ class Combinator(NamedTuple):
 
     init: Callable[[Key[Array, ""], int], PyTree]  # its weights, for so many units
     guess: Callable[[PyTree, Units, Units], Units]  # from weights, noisy sums, and those from above
+    epsilon: float = 1e-10  # added to the variances of what comes down from above
 
 
 def gaussian_init(key: Key[Array, ""], units: int) -> PyTree:
@@ -121,7 +124,7 @@ def reconstruction(
     lowest = next(layer for layer, cost in enumerate(costs) if cost)
     u = jax.nn.softmax(noisy.logits)
     for layer in range(top, lowest - 1, -1):
-        u = normalised(u, statistics_of(u))
+        u = normalised(u, statistics_of(u, combinator.epsilon))
         guess = combinator.guess(params["combinator"][layer], noisy.z[layer], u)
         if costs[layer]:
             restored = normalised(guess, clean.statistics[layer - 1]) if layer else guess
@@ -203,7 +206,7 @@ CONFIG = Config(
     learning_rate=0.002,
     weight_decay=0.0,
     epochs=150,
-    seeds=3,
+    seeds=10,
 )
 
 ROWS = {

@@ -4,8 +4,9 @@ Shuffle the pixels of all images alike, and digits become noise, but not to a fu
 network, which learns as well in any order of its inputs. What it loses are deformations, as these
 need to know which pixels are neighbours. Here that is found: pixels that vary alike lie side by
 side, and so the training images, shuffled, give away their layout, but for turns and mirrors.
-Images are deformed in that layout, by as much as in deformed.py, which makes 0.650 +/- 0.042 % test
-errors (n = 2 so far).
+The network of deformed.py, trained on images that are deformed in that layout, makes 0.648 +/- 0.019 %
+test errors, and 0.564 +/- 0.019 % where each averages its answers to 64 deformed copies of an image
+(n = 5), where 0.569 % is the best that is published for any order of the pixels.
 
 The shuffle is undone before the network reads an image, which makes no difference to it: its first
 weights are drawn alike for all pixels. The constants of the search were chosen with the true layout
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from deformed import CONFIG
+from deformed import CONFIG, with_test_time_augmentation
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from papers import Experiment, main
 from scipy.optimize import linear_sum_assignment, quadratic_assignment
@@ -143,7 +144,11 @@ def draw(data_dir: Path | None = None) -> None:
     drawn.savefig(Path(__file__).parent / "figures" / "shuffled.png", dpi=110)
 
 
-ROWS = {"1024-512-256, layout found": Experiment("", "", CONFIG, deforming_unseen)}
+ROWS = {
+    "3 x 2048, layout found": Experiment(
+        "", "", CONFIG, deforming_unseen, with_test_time_augmentation
+    )
+}
 
 if __name__ == "__main__":
     main(__file__, ROWS)

@@ -1,6 +1,8 @@
 """Srivastava et al. 2014: dropout with ReLU, limited norms and ever wider layers.
 
-They train for a million steps, 1,667 epochs; here it is 100 epochs.
+1.626 +/- 0.036 % test errors with three layers of ReLU, and 1.340 +/- 0.046 % with limits on their
+weights too (n = 5), where 1.25 and 1.06 are published. They train for a million steps, 1,667
+epochs; here it is 100 epochs.
 
     python experiments/srivastava_2014.py
 """

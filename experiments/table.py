@@ -63,16 +63,17 @@ def line(name: str, experiment: Experiment, kept: Row | None, file: str) -> str:
     if "test_errors_of_ensemble" in largest:
         count = largest["test_errors_of_ensemble"] / 100
         also.append(f"ensemble of {len(largest['test_errors'])} {count:.2f}")
-    minutes = sum(run["train_seconds"] for run in runs) / len(errors) / 60
+    seconds = sum(run["train_seconds"] for run in runs) / len(errors)
+    took = f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
     devices = ", ".join(sorted({run["device"] for run in runs}))
     cells = [name, published, percent(errors), str(len(errors)), "; ".join(also)]
-    return f"| {' | '.join(cells)} | {minutes:.1f} min, {devices} |"
+    return f"| {' | '.join(cells)} | {took}, {devices} |"
 
 
 def table() -> str:
     """The whole table in Markdown."""
     lines = [
-        "| network | published, % | here, % | n | also, % | training takes |",
+        "| network | published, % | here, % | n | also, % | training one takes |",
         "|---|---|---|---|---|---|",
     ]
     for file in FILES:

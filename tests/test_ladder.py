@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from miyato_2018 import START, virtual_adversarial
+from miyato_2018 import (
+    START,
+    finite_difference,
+    hessian_product,
+    unit_length,
+    virtual_adversarial,
+)
 from pezeshki_2016 import amlp
 from rasmus_2015 import GAUSSIAN, encode, gaussian_guess, ladder
 
@@ -119,3 +125,19 @@ def test_a_virtual_adversarial_step_goes_where_the_divergence_grows_fastest():
     expected = (p * np.log(p / q)).sum(1).mean()
     assert float(total - base) == pytest.approx(expected, rel=1e-4)
     np.testing.assert_allclose(logits, inputs @ kernel, rtol=1e-5)
+
+
+def test_finite_differences_find_the_exact_direction_where_nothing_is_rounded_away():
+    with jax.enable_x64(True):
+        shapes = ((6, 8), (8, 3), (4, 6), (4, 6))
+        random = [random_inputs(*shape, seed=n) for n, shape in enumerate(shapes)]
+        first, second, inputs, step = (jnp.asarray(x, jnp.float64) for x in random)
+
+        def logits_of(inputs):
+            return jnp.tanh(inputs @ first) @ second
+
+        found, exact = (
+            unit_length(direction(logits_of, inputs, unit_length(step)))
+            for direction in (finite_difference, hessian_product)
+        )
+        np.testing.assert_allclose(found, exact, atol=1e-4)
