@@ -1,5 +1,8 @@
 """Ciresan et al. 2010: ever deeper plain networks on images deformed anew in each epoch.
 
+1000-500 makes 0.633 +/- 0.040 % test errors (n = 3), where 0.44 is published; it still misreads
+1.6 % of the deformed images that it is trained on.
+
 They take a step for each image, without momentum, train for up to 800 epochs, turn or slant an
 image, and 1 and 7 by half as much as the others. Here it is batches of 100, momentum, 200 epochs,
 and both for all digits alike.

@@ -33,11 +33,12 @@ def results(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("file", table.FILES)
-def test_every_row_of_every_paper_trains_quickly(file, results, capsys):
+def test_the_first_and_the_last_row_of_every_paper_train_quickly(file, results, capsys):
     rows = importlib.import_module(file).ROWS
-    papers._run(Path(f"{file}.py"), rows, quick=True)
+    ends = {name: rows[name] for name in (*list(rows)[:1], *list(rows)[-1:])}
+    papers._run(Path(f"{file}.py"), ends, quick=True)
     told = re.findall(r"% errors \(n = 2: [\d.]+, [\d.]+\)", capsys.readouterr().out)
-    assert len(told) == len(rows)
+    assert len(told) == len(ends)
     assert not list(results.parent.iterdir())  # it leaves nothing
 
 
