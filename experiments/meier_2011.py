@@ -1,7 +1,8 @@
 """Meier et al. and Ciresan et al. 2011: committees, each member of which sees digits of a width.
 
 25 networks of 800 units make 0.737 +/- 0.054 % test errors each, and 0.63 % as a committee, where
-0.39 is published: their mistakes are too much alike here.
+0.39 is published. Without the widths such a network makes 0.664 %, and five of them 0.59 %
+(simard_2003.py): here they do not help.
 
 Their answers are averaged. Here a member draws its width at random, where as many members have
 each width there; and digits are deformed before they are made that wide.

@@ -2,7 +2,8 @@
 
 In each layer one small network of two and two units restores every sum, from its noisy value, from
 what comes down from above, and from the product of the two. How much the restored pixels count is
-a guess, that of the ladder network.
+a guess, that of the ladder network, and so is what is added to variances, 0.01, where that has
+1e-10.
 
     python experiments/pezeshki_2016.py
 """

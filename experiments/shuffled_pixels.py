@@ -5,8 +5,8 @@ network, which learns as well in any order of its inputs. What it loses are defo
 need to know which pixels are neighbours. Here that is found: pixels that vary alike lie side by
 side, and so the training images, shuffled, give away their layout, but for turns and mirrors.
 The network of deformed.py, trained on images that are deformed in that layout, makes
-0.648 +/- 0.019 % test errors, and 0.564 +/- 0.019 % where each averages its answers to 64 deformed
-copies of an image (n = 5), where 0.569 % is the best that is published for any order of the pixels.
+0.648 +/- 0.019 % test errors, and 0.564 +/- 0.019 % where its answers to 64 deformed copies of an
+image are averaged (n = 5). The best that is published for any order of the pixels is 0.569 %.
 
 The shuffle is undone before the network reads an image, which makes no difference to it: its first
 weights are drawn alike for all pixels. The constants of the search were chosen with the true layout

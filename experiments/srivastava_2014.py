@@ -25,7 +25,7 @@ RELU = Config(
     momentum=0.95,
     weight_decay=0.0,
     epochs=100,
-    seeds=3,
+    seeds=5,
 )
 LIMITED = dataclasses.replace(RELU, max_norm=2.0)
 

@@ -1,8 +1,8 @@
 """Tang 2013: the squared hinge loss of a linear SVM on top, in place of the softmax.
 
 The images are cut down to 70 principal components; noise on these falls to nothing. The paper's
-rate of 0.1 is kept for the softmax; the SVM diverges at it, with the momentum of 0.9, which is a
-guess, and without, and has 0.02.
+rate of 0.1 is kept for the softmax. The SVM diverges at it, with momentum and without, and has
+0.02. The momentum of 0.9 is a guess.
 
     python experiments/tang_2013.py
 """
