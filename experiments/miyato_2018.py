@@ -2,9 +2,10 @@
 
 1.200 +/- 0.026 % test errors without it (n = 3), 0.794 +/- 0.046 % with exact directions, and
 0.812 +/- 0.056 % with those of the released code (n = 10), where 1.11 and 0.637 +/- 0.046 are
-published: it does not reproduce here, and why is not known. The network, its start, the losses and the optimizer are those of the released code. The
-statistics for the test are taken of 10,000 training images at once, there of all 60,000 in batches
-of 100; and for the rows with VAT matrices are multiplied in TF32 here.
+published: it does not reproduce here, and why is not known. The network, its start, the losses and
+the optimizer are those of the released code. The statistics for the test are taken of 10,000
+training images at once, there of all 60,000 in batches of 100; and for the rows with VAT matrices
+are multiplied in TF32 here.
 
     python experiments/miyato_2018.py
 """
