@@ -72,9 +72,9 @@ def finite_difference(
     """The same as takerum/vat has it: the gradient of the divergence a millionth of `step` away.
 
     In single precision, and more so in TF32, that is so short a way that most of it is lost. What
-    is left are rounding errors, in the direction which changes the surest answer, uphill or down.
+    is left are rounding errors, most of them along the direction which changes the surest answer,
+    uphill or down.
     """
-
     shares = jax.nn.softmax(logits_of(inputs))
 
     def cross_entropy_at(moved: Inputs) -> Float[Array, ""]:

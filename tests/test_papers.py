@@ -8,14 +8,16 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import papers
 import pytest
 import table
 import tang_2013
+from deformed import COPIES, with_test_time_augmentation
 from papers import Experiment
 
-from mnist_jax import fit, prng, rundir, train
+from mnist_jax import fit, population, prng, report, rundir, train
 from mnist_jax.config import Config, InputError
 from mnist_jax.train import default_recipe
 
@@ -185,6 +187,29 @@ def test_what_was_run_in_full_is_claimed_at_the_head_of_its_file():
         for row in papers.read_results(Path(f"{file}.py")).values():
             errors = [count for run in row["runs"] for count in run["test_errors"]]
             assert table.percent(errors) in importlib.import_module(file).__doc__
+
+
+def test_the_answers_to_copies_of_test_images_are_averaged(tmp_path, results):
+    run = fit.fit(dataclasses.replace(CONFIG, epochs=3), tmp_path / "run")
+    test = report.load_data(run).test
+
+    def shares_of(images):
+        return np.asarray(jax.nn.softmax(population.predict(run.recipe, run.states, images)))
+
+    def counted(augment):
+        changed = run._replace(recipe=run.recipe._replace(augment=augment))
+        return with_test_time_augmentation(changed)["test_errors_with_test_time_augmentation"]
+
+    def sometimes_mirrored(key, images):
+        return jnp.where(jax.random.bernoulli(key), images[:, :, ::-1], images)
+
+    mirrored = sum(bool(jax.random.bernoulli(k)) for k in jax.random.split(prng.key(0), COPIES))
+    as_they_are, others = shares_of(test.images), shares_of(test.images[:, :, ::-1])
+    averaged = ((COPIES - mirrored) * as_they_are + mirrored * others).argmax(-1)
+    assert 0 < mirrored < COPIES
+    expected = (averaged != test.labels[None]).sum(-1).tolist()
+    assert counted(sometimes_mirrored) == expected
+    assert counted(train.as_they_are) == rundir.read_summary(run.path)["test_errors"] != expected
 
 
 def test_the_readme_has_the_table_of_the_results():
