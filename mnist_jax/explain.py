@@ -64,7 +64,7 @@ def train_again(run: Run, training: Examples) -> Trajectory:
     states = population.init(run.recipe, keys)
 
     def taken_apart(states: TrainState) -> tuple[Layer, ...]:
-        settled = population.settle(run.recipe, states, examples.images)
+        settled = population.settle(run.recipe, states, examples.images, keys)
         state = jax.tree.map(lambda leaf: np.array(leaf[0]), settled)
         return layers(state.weights, state.model_state)
 

@@ -205,10 +205,10 @@ def _train(
                 "train_error_percent": (100 * metrics.errors / seen).tolist(),
             }
             if epoch == config.epochs:  # as it is kept
-                states = population.settle(recipe, states, training.images)
+                states = population.settle(recipe, states, training.images, keys)
             if len(validation.labels):
                 with _timed(seconds, "evaluate"):
-                    settled = population.settle(recipe, states, training.images)
+                    settled = population.settle(recipe, states, training.images, keys)
                     evaluation = jax.device_get(population.evaluate(recipe, settled, validation))
                 percent = 100 * evaluation.errors / len(validation.labels)
                 record |= {
@@ -249,7 +249,8 @@ def _test(
     with _timed(seconds, "evaluate"):
         result = measure(run, dataset.test)
         if run.states.average is not None:
-            last = population.settle(run.recipe, run.states._replace(average=None), training)
+            last, keys = run.states._replace(average=None), population.keys(config.all_seeds)
+            last = population.settle(run.recipe, last, training, keys)
             evaluation = jax.device_get(population.evaluate(run.recipe, last, dataset.test))
             result["test_errors_of_last_weights"] = evaluation.errors.tolist()
     steps = steps_per_epoch(parts["train_images"], config.batch_size)

@@ -73,15 +73,23 @@ def train_epoch(
     return jax.lax.map(epoch, (states, keys), batch_size=vmapped)
 
 
-def settle(recipe: Recipe, states: TrainState, images: Images) -> TrainState:
+def settle(
+    recipe: Recipe, states: TrainState, images: Images, keys: Key[Array, "seeds"]
+) -> TrainState:
     """`train.settle` for every network; the same `states` where there is nothing to settle."""
-    return _settle(recipe, states, images) if jax.tree.leaves(states.model_state) else states
+    return _settle(recipe, states, images, keys) if jax.tree.leaves(states.model_state) else states
 
 
 @partial(jax.jit, static_argnames="recipe")
-def _settle(recipe: Recipe, states: TrainState, images: Images) -> TrainState:
+def _settle(
+    recipe: Recipe, states: TrainState, images: Images, keys: Key[Array, "seeds"]
+) -> TrainState:
+    def settled(network: tuple[TrainState, Key[Array, ""]]) -> TrainState:
+        state, key = network
+        return train.settle(recipe, state, images, key)
+
     # One after the other, as the activations of so many images take memory.
-    return jax.lax.map(lambda state: train.settle(recipe, state, images), states)
+    return jax.lax.map(settled, (states, keys))
 
 
 @partial(jax.jit, static_argnames="recipe")

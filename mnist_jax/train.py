@@ -26,7 +26,7 @@ SETTLING_IMAGES = 10_000
 EVALUATION_BATCH = 1000
 """Images evaluated at once. It is fixed so that one image gets the same logits in any company."""
 
-INIT, ORDER, NOISE = range(3)
+INIT, ORDER, NOISE, SETTLE = range(4)
 """The streams of random numbers that a seed's key splits into."""
 
 Logits = Float[Array, "n classes"]
@@ -198,13 +198,14 @@ def train_epoch(
 
 
 @partial(jax.jit, static_argnames="recipe")
-def settle(recipe: Recipe, state: TrainState, images: Images) -> TrainState:
-    """`state` with the statistics of its evaluated weights over the training `images`, undeformed.
+def settle(recipe: Recipe, state: TrainState, images: Images, key: Key[Array, ""]) -> TrainState:
+    """`state` with the statistics of its evaluated weights over the training `images`.
 
-    Training does not read what this changes, so that it may go on as if nothing had happened.
+    Images are deformed as in training, as that is what the weights were trained for. Training does
+    not read what this changes, so that it may go on as if nothing had happened.
     """
     few = images[:: max(1, len(images) // SETTLING_IMAGES)]
-    inputs = recipe.preprocess(few)
+    inputs = recipe.preprocess(recipe.augment(jax.random.fold_in(key, SETTLE), few))
     model_state = recipe.model.settle(state.weights, state.model_state, inputs)
     return state._replace(model_state=model_state)
 

@@ -153,10 +153,10 @@ def test_beside_averaged_weights_the_last_ones_are_counted(digits, tmp_path):
     run = fit(config, tmp_path / "run", dataset=digits)
     summary = rundir.read_summary(run.path)
     assert "test_errors_of_ensemble" not in summary
-    counted = {}
+    counted, keys = {}, population.keys(config.all_seeds)
     for name, average in (("", run.states.average), ("_of_last_weights", None)):
         states = run.states._replace(average=average)
-        settled = population.settle(run.recipe, states, digits.train.images)
+        settled = population.settle(run.recipe, states, digits.train.images, keys)
         answers = np.asarray(population.predict(run.recipe, settled, digits.test.images))[0]
         counted[name] = (answers.argmax(-1) != digits.test.labels).sum()
         assert summary[f"test_errors{name}"] == [counted[name]]
