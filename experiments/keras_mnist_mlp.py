@@ -3,7 +3,7 @@
 512-512 with ReLU and dropout 0.2 under RMSprop, in batches of 128, for 20 epochs: 0.4 minutes a
 network on a CPU with 2 cores.
 
-python experiments/keras_mnist_mlp.py
+    python experiments/keras_mnist_mlp.py
 """
 
 import optax

@@ -1,7 +1,8 @@
 """Pereyra et al. 2017: a penalty on confident answers.
 
-The paper gives neither epochs nor batch size for MNIST; here it is 50 epochs in batches of 128. Its
-rate for dropout is 0.001, at which 50 epochs are far too few; here it is 0.05 as for the others.
+The paper gives neither epochs nor batch size for MNIST; here it is 30 epochs in batches of 32, with
+which label smoothing made fewer errors on validation images than after 50 in batches of 128. Its
+rate for dropout is 0.001, at which so few epochs do little; here it is 0.05 as for the others.
 
     python experiments/pereyra_2017.py
 """
@@ -58,7 +59,8 @@ CONFIG = Config(
     momentum=0.0,
     schedule="constant",
     weight_decay=0.0,
-    epochs=50,
+    batch_size=32,
+    epochs=30,
     seeds=5,
 )
 

@@ -10,7 +10,7 @@ image are averaged (n = 5). The best that is published for any order of the pixe
 
 The shuffle is undone before the network reads an image, which makes no difference to it: its first
 weights are drawn alike for all pixels. The constants of the search were chosen with the true layout
-of the training images at hand.
+of the training images at hand. The row waits to be run again, as that of deformed.py does.
 
     python experiments/shuffled_pixels.py
 """

@@ -1,8 +1,9 @@
 """Tang 2013: the squared hinge loss of a linear SVM on top, in place of the softmax.
 
 The images are cut down to 70 principal components; noise on these falls to nothing. The paper's
-rate of 0.1 is kept for the softmax. The SVM diverges at it, with momentum and without, and has
-0.02. The momentum of 0.9 is a guess.
+rate of 0.1 is kept for the softmax. The SVM diverges at it, unless the rate climbs first, and makes
+fewer errors on validation images with 0.02 after a climb of ten epochs. The momentum of 0.9 is a
+guess.
 
     python experiments/tang_2013.py
 """
@@ -115,7 +116,7 @@ ROWS = {
     "512-512, L2-SVM": Experiment(
         "0.87",
         SOURCE,
-        dataclasses.replace(CONFIG, learning_rate=0.02),
+        dataclasses.replace(CONFIG, learning_rate=0.02, warmup_steps=3000),
         partial(svm, loss=squared_hinge, noise=1.0),
     ),
     "512-512, softmax": Experiment(
