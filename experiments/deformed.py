@@ -8,18 +8,24 @@ and the strengths were the best of four after 300.
 
 The networks were tested with statistics of batch normalisation over undeformed images. They are now
 taken over deformed ones, as in training, with which fewer errors are expected: on validation images
-they are fewer. The row waits to be run so.
+they are fewer. The row waits to be run so, and another with it: shown all digits deslanted, small
+networks have a lower loss on validation images.
 
     python experiments/deformed.py
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 from papers import Experiment, Row, main
 
 from mnist_jax import population, prng, report
+from mnist_jax.augment import Image, resample
 from mnist_jax.config import Config
+from mnist_jax.preprocess import Images, Inputs
 from mnist_jax.report import Run
+from mnist_jax.train import Recipe, default_recipe
 
 COPIES = 64
 """Of each test image, deformed like training images, whose answers are averaged."""
@@ -39,6 +45,30 @@ def with_test_time_augmentation(run: Run) -> Row:
     assert isinstance(total, np.ndarray)
     errors = (total.argmax(-1) != test.labels[None]).sum(-1)
     return {"test_errors_with_test_time_augmentation": errors.tolist()}
+
+
+def deslanted(image: Image) -> Float[Array, "height width"]:
+    """`image` sheared about the middle of its ink, so that the ink slants neither way.
+
+    That is, the rows and the columns of its ink, weighted by how dark it is, are uncorrelated then.
+    """
+    ink = jnp.asarray(image, jnp.float32)
+    shares = ink / jnp.maximum(ink.sum(), 1)
+    y, x = np.indices(ink.shape, np.float32)
+    down, across = (places - jnp.sum(shares * places) for places in (y, x))
+    variance = jnp.maximum(jnp.sum(shares * down**2), 1e-6)  # of ink in a single row it is 0
+    slant = jnp.sum(shares * down * across) / variance
+    return resample(ink, jnp.stack([jnp.asarray(y), x + slant * down]))
+
+
+def deslanting(config: Config, pixels: int, classes: int, train_images: int) -> Recipe:
+    """The default recipe, but that the network sees all digits deslanted."""
+    recipe = default_recipe(config, pixels, classes, train_images)
+
+    def preprocess(images: Images) -> Inputs:
+        return recipe.preprocess(jax.vmap(deslanted)(jnp.asarray(images)))
+
+    return recipe._replace(preprocess=preprocess)
 
 
 CONFIG = Config(
@@ -62,7 +92,10 @@ CONFIG = Config(
     seeds=5,
 )
 
-ROWS = {"3 x 2048": Experiment("", "", CONFIG, measure=with_test_time_augmentation)}
+ROWS = {
+    "3 x 2048": Experiment("", "", CONFIG, measure=with_test_time_augmentation),
+    "3 x 2048, deslanted": Experiment("", "", CONFIG, deslanting, with_test_time_augmentation),
+}
 
 if __name__ == "__main__":
     main(__file__, ROWS)

@@ -5,7 +5,8 @@
 (simard_2003.py): here they do not help.
 
 Their answers are averaged. Here a member draws its width at random, where as many members have
-each width there; and digits are deformed before they are made that wide.
+each width there; and digits are deformed before they are made that wide. Theirs are deslanted too,
+as far as we remember; ours are not.
 
     python experiments/meier_2011.py
 """

@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from mnist_jax import fit, rundir
-from mnist_jax.config import Config, InputError, to_json
+from mnist_jax.config import Config, InputError, Interrupted, Rescued, to_json
 from mnist_jax.report import Run
 from mnist_jax.train import default_recipe
 
@@ -100,7 +100,7 @@ def _run(
                 elif validate:
                     config = dataclasses.replace(config, validation_images=10_000)
                 run = fit.fit(config, folder, experiment.recipe, resume=True)
-            except InputError as error:
+            except (InputError, Interrupted, Rescued) as error:
                 raise SystemExit(str(error)) from None
             if validate:
                 print(_in_words(rundir.read_metrics(run.path)[-1]["validation_error_percent"]))
