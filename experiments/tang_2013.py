@@ -1,5 +1,7 @@
 """Tang 2013: the squared hinge loss of a linear SVM on top, in place of the softmax.
 
+0.950 +/- 0.043 % test errors (n = 5), where 0.87 is published.
+
 The images are cut down to 70 principal components; noise on these falls to nothing. The paper's
 rate of 0.1 is kept for the softmax. The SVM diverges at it, unless the rate climbs first, and makes
 fewer errors on validation images with 0.02 after a climb of ten epochs. The momentum of 0.9 is a
