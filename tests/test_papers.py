@@ -50,7 +50,7 @@ def test_every_row_makes_a_step_at_its_full_size(file):
     """Not computed, but traced: its ingredients fit together and leave a state like the first."""
     for experiment in importlib.import_module(file).ROWS.values():
         config = dataclasses.replace(experiment.config, dataset="digits", data_dir=None)
-        recipe = experiment.recipe(config, 64, 10, 1437)
+        recipe = experiment.recipe(config, 64, 10, 60_000)
         key = prng.key(0)
         state = jax.eval_shape(partial(train.init, recipe), key)
         images = jax.ShapeDtypeStruct((config.batch_size, 8, 8), np.uint8)
