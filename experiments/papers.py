@@ -9,6 +9,7 @@ results/. What is interrupted goes on where it was when it is started again.
 
 import dataclasses
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -100,8 +101,11 @@ def _run(
                 elif validate:
                     config = dataclasses.replace(config, validation_images=10_000)
                 run = fit.fit(config, folder, experiment.recipe, resume=True)
-            except (InputError, Interrupted, Rescued) as error:
+            except (InputError, Rescued) as error:
                 raise SystemExit(str(error)) from None
+            except Interrupted as stopped:
+                print(f"{stopped}; the same command goes on", file=sys.stderr)
+                raise SystemExit(128 + stopped.number) from None
             if validate:
                 print(_in_words(rundir.read_metrics(run.path)[-1]["validation_error_percent"]))
                 continue

@@ -4,7 +4,8 @@
 
 The noisy encoder answers; a decoder goes back down from its answer and restores, layer by layer,
 what the same encoder makes of the image without noise. There the images to answer and those to
-restore come in batches of their own; here they are the same.
+restore come in batches of their own; here they are the same. The second row is the noisy encoder
+without a decoder.
 
     python experiments/rasmus_2015.py
 """

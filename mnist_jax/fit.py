@@ -249,7 +249,8 @@ def _test(
     with _timed(seconds, "evaluate"):
         result = measure(run, dataset.test)
         if run.states.average is not None:
-            last, keys = run.states._replace(average=None), population.keys(config.all_seeds)
+            keys = population.keys(config.all_seeds)
+            last = run.states._replace(average=None)
             last = population.settle(run.recipe, last, training, keys)
             evaluation = jax.device_get(population.evaluate(run.recipe, last, dataset.test))
             result["test_errors_of_last_weights"] = evaluation.errors.tolist()

@@ -57,6 +57,24 @@ def test_each_member_is_its_solo_run(place, side_by_side):
     assert everyone.errors.shape == (3,)
 
 
+def test_each_member_settles_over_images_of_its_own():
+    """As it does alone, though all have the same weights here."""
+    config = Config(hidden=(8,), batch_size=10, batch_norm=True, rotation_degrees=40.0)
+    recipe = train.default_recipe(config, pixels=6, classes=3, train_images=40)
+    images = jnp.asarray(tiny_arrays()[0])
+    solo, keys = train.init(recipe, prng.key(0)), population.keys(SEEDS)
+    states = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(SEEDS)), solo)
+    found = population.settle(recipe, states, images, keys).model_state
+    for place, seed in enumerate(SEEDS):
+        alone = train.settle(recipe, solo, images, prng.key(seed)).model_state
+        member = jax.tree.map(lambda leaf, place=place: leaf[place], found)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), member, alone
+        )
+    means = found["batch_stats"]["BatchNorm_0"]["mean"]
+    assert np.abs(means[0] - means[1]).max() > 1e-3
+
+
 def test_one_after_the_other_a_member_is_its_solo_run_to_the_bit(digits):
     """The default network, which no CPU trains side by side; the README promises it."""
     config = Config(epochs=1)
