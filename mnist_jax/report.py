@@ -38,13 +38,20 @@ class Run(NamedTuple):
 def load_run(path: Path) -> Run:
     """The run that `fit` kept in `path`, with the default recipe of its config.
 
-    Of a run that is not finished, the newest checkpoint; it says so on standard error.
+    Of a run that is not finished, the newest checkpoint. It says so on standard error, and if the
+    run was trained by another recipe, whose network or preprocessing may be others.
 
     Raises:
         InputError: there is no such run, it has no checkpoint yet, or it is damaged.
     """
     kept = rundir.read_config(path)
     config, info = parse_config(kept, path)
+    if kept["recipe"] != default_recipe.__name__:
+        print(
+            f"{path} was trained by the recipe {kept['recipe']}, and read as by the default one; "
+            "that is right only if the network and its preprocessing are the same",
+            file=sys.stderr,
+        )
     folders = checkpoint.all_of(path)
     if not folders:
         raise InputError(f"{path} has no checkpoint; it did not finish: {rundir.REMEDY}")

@@ -272,7 +272,7 @@ def test_validation_is_measured_each_epoch_and_kept_out_of_training(tmp_path, di
     assert summary["test_error_percent_std"] is None
 
 
-def test_a_researcher_brings_their_own_recipe(tmp_path):
+def test_a_researcher_brings_their_own_recipe(tmp_path, capsys):
     def with_adam(config, pixels, classes, train_images):
         assert (pixels, classes, train_images) == (64, 10, 1437 - 37)
         recipe = default_recipe(config, pixels, classes, train_images)
@@ -282,6 +282,11 @@ def test_a_researcher_brings_their_own_recipe(tmp_path):
     run = fit(config, tmp_path / "run", make_recipe=with_adam)
     assert type(run.states.opt_state[0]) is optax.ScaleByAdamState
     assert rundir.read_summary(run.path)["test_error_percent_mean"] < 50
+    assert "recipe" not in capsys.readouterr().err
+    with pytest.raises(InputError):  # its optimizer has other states
+        load_run(run.path)
+    assert "was trained by the recipe" in (told := capsys.readouterr().err)
+    assert "with_adam, and read as by the default one" in told
 
 
 def test_a_run_remembers_the_folder_it_read_and_no_other(tmp_path, monkeypatch):

@@ -40,8 +40,20 @@ def test_an_encoder_without_noise_normalises_every_layer():
     z = h @ last["kernel"]
     expected = last["scale"] * ((z - z.mean(0)) / z.std(0) + last["shift"])
     np.testing.assert_allclose(
-        encode(params, random_inputs(), 0.3, None).logits, expected, atol=1e-4
+        encode(params, random_inputs(), (0.3, 0.3), None).logits, expected, atol=1e-4
     )
+
+
+def test_pixels_and_layers_have_noise_of_their_own():
+    recipe = ladder(CONFIG, 6, 3, 100, pixel_noise=0.1)
+    params, state = recipe.model.init(prng.key(0))
+    inputs, key = random_inputs(5000), prng.key(1)
+    clean = encode(params, inputs, (0.0, 0.0), key)
+    for noise, layer, std in (((0.1, 0.0), 0, 0.1), ((0.0, 0.3), 0, 0), ((0.0, 0.3), 1, 0.3)):
+        added = encode(params, inputs, noise, key).z[layer] - clean.z[layer]
+        assert float(added.std()) == pytest.approx(std, rel=0.02)
+    with_both = encode(params, inputs, (0.1, 0.3), key).logits
+    np.testing.assert_array_equal(recipe.model.apply(params, state, inputs, key)[0], with_both)
 
 
 def test_one_image_is_answered_with_statistics_of_the_training_images():
@@ -53,7 +65,7 @@ def test_one_image_is_answered_with_statistics_of_the_training_images():
     alone, _ = model.apply(params, state, random_inputs()[:1], None)
     np.testing.assert_allclose(alone, together[:1], atol=1e-5)
     np.testing.assert_allclose(
-        together, encode(params, random_inputs(), 0.3, None).logits, atol=1e-5
+        together, encode(params, random_inputs(), (0.3, 0.3), None).logits, atol=1e-5
     )
 
 
