@@ -33,6 +33,8 @@ def main(data_dir: Path | None = None, seeds: int = 5, quick: bool = False) -> N
         seeds: how many seeds, from 0.
         quick: small networks on scikit-learn's digits, to see that it works; nothing is kept.
     """
+    if seeds < 1:
+        raise SystemExit(f"--seeds {seeds} cannot be used: it takes 1 or more")
     more = ["--data-dir", str(data_dir)] if data_dir else []
     more += ["--quick"] if quick else []
     seconds = []

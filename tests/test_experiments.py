@@ -266,6 +266,8 @@ def test_five_minutes_trains_each_seed_in_a_process(tmp_path, monkeypatch, capfd
         five_minutes.main(data_dir=Path("/nowhere"))
     assert stopped.value.code == 1
     assert "/nowhere does not exist" in capfd.readouterr().err
+    with pytest.raises(SystemExit, match="--seeds 0 cannot be used"):
+        five_minutes.main(seeds=0)
     assert not list(tmp_path.iterdir())
 
 
@@ -274,6 +276,8 @@ def test_the_committed_five_minutes_are_what_is_claimed():
     row = json.loads((EXPERIMENTS / "results" / "deformed.json").read_text())[five_minutes.ROW]
     errors = [run["test_errors"] for run in row["runs"]]
     assert [len(each) for each in errors] == [1] * len(seconds) == [1] * 5
+    for whole, run in zip(seconds, row["runs"], strict=True):  # they are of the same processes
+        assert run["train_seconds"] < whole < run["train_seconds"] + 60
     percent = np.array(errors) / 100
     told = f"{percent.mean():.3f} +/- {percent.std(ddof=1):.3f} %"
     minutes = f"{max(seconds) / 60:.1f} minutes"
