@@ -1,11 +1,13 @@
 """Pereyra et al. 2017: a penalty on confident answers.
 
-1.294 +/- 0.053 % test errors with label smoothing and 1.272 +/- 0.049 % with the penalty (n = 5),
-where 1.23 +/- 0.06 and 1.17 +/- 0.06 are published.
+1.408 +/- 0.052 % test errors with dropout, 1.294 +/- 0.053 % with label smoothing and
+1.272 +/- 0.049 % with the penalty (n = 5 each), where 1.28, 1.23 and 1.17, +/- 0.06 each, are
+published.
 
 The paper gives neither epochs nor batch size for MNIST; here it is 30 epochs in batches of 32, with
-which label smoothing made fewer errors on validation images than after 50 in batches of 128. Its
-rate for dropout is 0.001, at which so few epochs do little; here it is 0.05 as for the others.
+which label smoothing made fewer errors on validation images than after 50 in batches of 128. With
+dropout it is 60, which made fewer there than 30. The paper's rate for dropout is 0.001, at which so
+few epochs do little; here it is 0.05 as for the others.
 
     python experiments/pereyra_2017.py
 """
@@ -71,7 +73,7 @@ ROWS = {
     "2 x 1024, dropout": Experiment(
         "1.28 +/- 0.06",
         SOURCE,
-        dataclasses.replace(CONFIG, dropout=0.5),
+        dataclasses.replace(CONFIG, dropout=0.5, epochs=60),
         small_at_first,
     ),
     "2 x 1024, label smoothing": Experiment(

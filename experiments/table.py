@@ -21,7 +21,7 @@ FILES = (
     *("ciresan_2010", "meier_2011"),
     *("permutation_invariant", "deformed", "shuffled_pixels"),
 )
-TICKS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2)
+TICKS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.6, 1.8, 2)
 BEGIN, END = "<!-- python experiments/table.py -->\n", "<!-- the end of the table -->\n"
 
 
@@ -124,12 +124,15 @@ def figure() -> Figure:
         largest = max(runs, key=lambda run: len(run["test_errors"]))
         if errors := largest.get("test_errors_of_ensemble"):
             axes.plot(errors / 100, place, "o", color="tab:blue", mfc="white", ms=4)
+        if errors := largest.get("test_errors_with_test_time_augmentation"):
+            axes.plot(statistics.mean(errors) / 100, place, "s", color="tab:green", ms=4)
         if published:
             fill = "white" if "ensemble" in published else "tab:orange"
             axes.plot(float(published.split()[0]), place, "D", color="tab:orange", mfc=fill, ms=5)
     axes.plot([], [], "D", color="tab:orange", label="published")
     axes.errorbar([], [], xerr=[], fmt="o", color="tab:blue", ms=4, capsize=2, label="here")
     axes.plot([], [], "o", color="tab:blue", mfc="white", ms=4, label="ensemble of all seeds")
+    axes.plot([], [], "s", color="tab:green", ms=4, label="test-time augmentation")
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
     axes.set(xlabel="test error, % (a stroke for each seed)", xscale="log")
     axes.xaxis.set_major_locator(FixedLocator(TICKS))

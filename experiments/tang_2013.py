@@ -1,6 +1,7 @@
 """Tang 2013: the squared hinge loss of a linear SVM on top, in place of the softmax.
 
-0.950 +/- 0.043 % test errors (n = 5), where 0.87 is published.
+0.950 +/- 0.043 % test errors, and 0.952 +/- 0.053 % with the softmax (n = 5 each), where 0.87 and
+0.99 are published: here the loss makes no difference.
 
 The images are cut down to 70 principal components; noise on these falls to nothing. The paper's
 rate of 0.1 is kept for the softmax. The SVM diverges at it, unless the rate climbs first, and makes
