@@ -23,7 +23,7 @@ from mnist_jax import data, population, rundir
 from mnist_jax.config import Config, InputError
 from mnist_jax.data import Examples
 from mnist_jax.environment import device_name, versions
-from mnist_jax.progress import bar
+from mnist_jax.progress import bar, say
 from mnist_jax.train import default_recipe, steps_per_epoch
 
 HERE = Path(__file__).parent
@@ -124,6 +124,8 @@ def main(
                 training = jax.device_put(Examples(images[:count], labels[:count]))
                 errors[-1].append(test_errors(width, training, dataset.test, steps))
                 shown.update()
+            with_all = 100 * np.mean(errors[-1][-1]) / len(dataset.test.labels)
+            say(f"{width:,} units: {with_all:.2f} % errors with all images")
     if results:
         found = {"widths": WIDTHS, "images": IMAGES, "steps": steps, "test_errors": errors}
         found |= {"device": device_name(), "versions": versions()}

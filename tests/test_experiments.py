@@ -310,13 +310,16 @@ def test_the_cost_of_deforming_is_what_is_claimed(mnist_dir, tmp_path, capsys):
         assert f"adds {added} of a step" in text.replace("\n", " ")
 
 
-def test_width_by_data_trains_a_network_for_each_pair(tmp_path, monkeypatch):
+def test_width_by_data_trains_a_network_for_each_pair(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(width_by_data, "WIDTHS", (2, 64))
     monkeypatch.setattr(width_by_data, "IMAGES", (100, 1437))
     monkeypatch.setattr(width_by_data, "QUICK_STEPS", 200)
     width_by_data.main(results=tmp_path / "found.json", figures=tmp_path, quick=True)
     errors = np.array(json.loads((tmp_path / "found.json").read_text())["test_errors"])
     assert errors.shape == (2, 2, 5)
+    told = capsys.readouterr().err
+    for width, found in zip((2, 64), errors[:, 1], strict=True):
+        assert f"{width} units: {found.mean() / 3.6:.2f} % errors with all images" in told
     assert errors[0, 0].mean() > errors[1, 1].mean() + 50  # of 360: more of both is better
     assert (tmp_path / "width_by_data.png").stat().st_size > 10_000
     kept = [
