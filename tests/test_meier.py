@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 from ciresan_2010 import deep_and_simple
-from meier_2011 import WIDTHS, made_wide, member
+from deformed import deslanted
+from meier_2011 import ROWS, WIDTHS, made_wide, member
 
 from mnist_jax import prng
 from mnist_jax.config import Config
@@ -60,3 +61,12 @@ def test_a_member_reads_digits_of_its_width(make, paper, ink, digits):
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
     assert jax.tree.all(jax.tree.map(np.array_equal, after, state))
     assert drawn == set(WIDTHS)
+
+
+@pytest.mark.parametrize(("row", "paper"), list(zip(ROWS, (0, -1), strict=True)))
+def test_members_of_a_committee_see_deslanted_digits(row, paper, digits):
+    config = Config(dataset="digits", hidden=(8,), dropout=0.0)
+    images = digits.test.images[:5]
+    shown = ROWS[row].recipe(config, 64, 10, 1437).preprocess(images)
+    each = np.stack([deslanted(image) for image in images]).reshape(5, 64) / 255
+    np.testing.assert_allclose(shown, paper + (1 - paper) * each, atol=1e-6)

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from deformed import CONFIG
+from deformed import CONFIG, deslanted
 from scipy.ndimage import gaussian_filter
-from shuffled_pixels import apart, deforming_unseen, found_layout, upright
+from shuffled_pixels import apart, deforming_unseen, found_layout, shuffle_of, upright
 
 from mnist_jax import prng
 
@@ -47,3 +47,14 @@ def test_images_are_deformed_and_come_back_to_their_places(digits):
     turned = np.asarray(deforming_unseen(still, 64, 10, 1437).augment(prng.key(0), images))
     same = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(images, turned, strict=True)]
     assert 0.8 < np.mean(same) < 0.999
+
+
+def test_a_network_is_shown_images_as_found_and_deslanted(digits):
+    flat = digits.train.images.reshape(1437, 64)
+    shuffle = shuffle_of(64)
+    found = np.empty((5, 64), np.float32)
+    found[:, found_layout(flat[:, shuffle])] = flat[:5, shuffle]
+    shown = deforming_unseen(DIGITS, 64, 10, 1437).preprocess(digits.train.images[:5])
+    expected = np.stack([deslanted(image) for image in found.reshape(5, 8, 8)]).reshape(5, 64)
+    np.testing.assert_allclose(shown, expected / 255, atol=1e-6)
+    assert np.abs(expected - found).max() > 10
