@@ -4,9 +4,9 @@
 0.39 is published. With digits as they are such a network makes 0.664 %, and five of them 0.59 %
 (simard_2003.py).
 
-Their answers are averaged. Here a member draws its width at random, where as many members have
-each width there. Digits are deformed, then deslanted, as theirs are as far as we remember, and then
-made that wide.
+The answers of the members are averaged. As far as we remember, each width is that of as many
+members there as any other, and digits are deslanted. Here a member draws its width at random, and
+digits are deformed, then deslanted, then made that wide.
 
     python experiments/meier_2011.py
 """
@@ -55,7 +55,10 @@ def made_wide(image: Image, width: Number) -> Float[Array, "height _"]:
 def member(
     config: Config, pixels: int, classes: int, train_images: int, make_recipe: MakeRecipe
 ) -> Recipe:
-    """Another recipe, whose network makes all digits as wide as it has drawn at first."""
+    """Another recipe, whose network makes all digits as wide as it has drawn at first.
+
+    What else a network carries, such as statistics, is not kept: there may be nothing.
+    """
     recipe = make_recipe(config, pixels, classes, train_images)
     model, side = recipe.model, isqrt(pixels)
     shades = np.repeat(np.array([[0], [255]], np.uint8), pixels, axis=1)
@@ -77,7 +80,7 @@ def member(
 
 
 def committee(published: str, source: str, one: Experiment, members: int) -> Experiment:
-    """So many members, each like `one` but for deslanted digits."""
+    """So many members, each like `one`, but shown digits deslanted and of a width of its own."""
     config = dataclasses.replace(one.config, seeds=members)
     deslanted = partial(deslanting, make_recipe=one.recipe)
     return Experiment(published, source, config, partial(member, make_recipe=deslanted))

@@ -96,8 +96,8 @@ def deforming_unseen(config: Config, pixels: int, classes: int, train_images: in
     there = shuffle[np.argsort(layout)]  # the pixel in each cell
     recipe = deslanting(config, pixels, classes, train_images)
 
-    def placed(images: Images, pixels: Int[np.ndarray, "pixels"]) -> Images:
-        return images.reshape(len(images), -1)[:, pixels].reshape(images.shape)
+    def placed(images: Images, order: Int[np.ndarray, "pixels"]) -> Images:
+        return images.reshape(len(images), -1)[:, order].reshape(images.shape)
 
     def augment(key: Key[Array, ""], images: Images) -> Images:
         return placed(recipe.augment(key, placed(images, there)), np.argsort(there))

@@ -21,7 +21,7 @@ FILES = (
     *("ciresan_2010", "meier_2011"),
     *("permutation_invariant", "deformed", "shuffled_pixels"),
 )
-TICKS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.6, 1.8, 2)
+TICKS = (0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.6, 1.8, 2)
 BEGIN, END = "<!-- python experiments/table.py -->\n", "<!-- the end of the table -->\n"
 
 
@@ -30,6 +30,11 @@ def percent(errors: list[int]) -> str:
     values = [count / 100 for count in errors]
     mean = f"{statistics.mean(values):.3f}"
     return f"{mean} +/- {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+
+
+def every(runs: list[Row], key: str) -> list[int]:
+    """The counts that `runs` have under `key`, one after the other."""
+    return [errors for run in runs if key in run for errors in run[key]]
 
 
 def line(name: str, experiment: Experiment, kept: Row | None, file: str) -> str:
@@ -47,17 +52,13 @@ def line(name: str, experiment: Experiment, kept: Row | None, file: str) -> str:
             f'now; run it again: python experiments/{file}.py --row "{name}"'
         )
     runs = kept["runs"]
-
-    def every(key: str) -> list[int]:
-        return [errors for run in runs if key in run for errors in run[key]]
-
-    errors = every("test_errors")
+    errors = every(runs, "test_errors")
     also = []
     for key, words in (
         ("test_errors_of_last_weights", "last weights"),
         ("test_errors_with_test_time_augmentation", "test-time augmentation"),
     ):
-        if found := every(key):
+        if found := every(runs, key):
             also.append(f"{words} {percent(found)}")
     largest = max(runs, key=lambda run: len(run["test_errors"]))
     if "test_errors_of_ensemble" in largest:
@@ -116,7 +117,7 @@ def figure() -> Figure:
     ]
     drawn, axes = plt.subplots(figsize=(9, 1.2 + 0.24 * len(rows)), layout="constrained")
     for place, (_, published, runs) in enumerate(rows):
-        values = [errors / 100 for run in runs for errors in run["test_errors"]]
+        values = [errors / 100 for errors in every(runs, "test_errors")]
         spread = statistics.stdev(values) if len(values) > 1 else 0
         mean = statistics.mean(values)
         axes.plot(values, [place] * len(values), "|", color="tab:blue", alpha=0.5)
@@ -124,12 +125,13 @@ def figure() -> Figure:
         largest = max(runs, key=lambda run: len(run["test_errors"]))
         if errors := largest.get("test_errors_of_ensemble"):
             axes.plot(errors / 100, place, "o", color="tab:blue", mfc="white", ms=4)
-        if errors := largest.get("test_errors_with_test_time_augmentation"):
+        if errors := every(runs, "test_errors_with_test_time_augmentation"):
             axes.plot(statistics.mean(errors) / 100, place, "s", color="tab:green", ms=4)
         if published:
             fill = "white" if "ensemble" in published else "tab:orange"
             axes.plot(float(published.split()[0]), place, "D", color="tab:orange", mfc=fill, ms=5)
     axes.plot([], [], "D", color="tab:orange", label="published")
+    axes.plot([], [], "D", color="tab:orange", mfc="white", label="published of an ensemble")
     axes.errorbar([], [], xerr=[], fmt="o", color="tab:blue", ms=4, capsize=2, label="here")
     axes.plot([], [], "o", color="tab:blue", mfc="white", ms=4, label="ensemble of all seeds")
     axes.plot([], [], "s", color="tab:green", ms=4, label="test-time augmentation")

@@ -89,7 +89,7 @@ def principal_components(
 def svm(
     config: Config, pixels: int, classes: int, train_images: int, loss: Loss, noise: float
 ) -> Recipe:
-    """The default recipe on principal components with noise that falls over the run."""
+    """The default recipe with `loss`, on principal components with noise that falls to nothing."""
     mean, widest = principal_components(config, train_images)
 
     def preprocess(images: Images) -> Inputs:

@@ -31,7 +31,8 @@ WIDTHS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 IMAGES = (100, 250, 600, 1500, 4000, 10_000, 25_000, 60_000)
 SEEDS = 5
 PERCENT = (1, 2, 3, 5, 10, 20, 30, 50, 100)
-STEPS, QUICK_STEPS = 6000, 10  # whole epochs of any of these numbers of images
+STEPS = 6000  # whole epochs of any of these numbers of images
+QUICK_STEPS = 10
 
 
 def test_errors(width: int, training: Examples, test: Examples, steps: int) -> list[int]:
