@@ -1,5 +1,8 @@
 """Pezeshki et al. 2016: a ladder network that restores nothing but the pixels.
 
+0.730 +/- 0.057 % test errors (n = 2 only, the second of which took 38 minutes on two CPU cores),
+where 0.569 is published.
+
 In each layer one small network of two and two units restores every sum, from its noisy value, from
 what comes down from above, and from the product of the two. How much the restored pixels count is
 a guess, that of the ladder network, and so is what is added to variances, 0.01, where that has
