@@ -18,18 +18,13 @@ an image were no better.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from deslanted import deslanting
 from papers import Experiment, Row, main
 
 from mnist_jax import population, prng, report
-from mnist_jax.augment import Image, resample
 from mnist_jax.config import Config
-from mnist_jax.fit import MakeRecipe
-from mnist_jax.preprocess import Images, Inputs
 from mnist_jax.report import Run
-from mnist_jax.train import Recipe, default_recipe
 
 COPIES = 64
 """Of each test image, deformed like training images, whose answers are averaged."""
@@ -49,36 +44,6 @@ def with_test_time_augmentation(run: Run) -> Row:
     assert isinstance(total, np.ndarray)
     errors = (total.argmax(-1) != test.labels[None]).sum(-1)
     return {"test_errors_with_test_time_augmentation": errors.tolist()}
-
-
-def deslanted(image: Image) -> Float[Array, "height width"]:
-    """`image` sheared about the middle of its ink, so that the ink slants neither way.
-
-    That is, the rows and the columns of its ink, weighted by how dark it is, are uncorrelated then.
-    """
-    ink = jnp.asarray(image, jnp.float32)
-    shares = ink / jnp.maximum(ink.sum(), 1)
-    y, x = np.indices(ink.shape, np.float32)
-    down, across = (places - jnp.sum(shares * places) for places in (y, x))
-    variance = jnp.maximum(jnp.sum(shares * down**2), 1e-6)  # of ink in a single row it is 0
-    slant = jnp.sum(shares * down * across) / variance
-    return resample(ink, jnp.stack([jnp.asarray(y), x + slant * down]))
-
-
-def deslanting(
-    config: Config,
-    pixels: int,
-    classes: int,
-    train_images: int,
-    make_recipe: MakeRecipe = default_recipe,
-) -> Recipe:
-    """Another recipe, but that the network sees all digits deslanted."""
-    recipe = make_recipe(config, pixels, classes, train_images)
-
-    def preprocess(images: Images) -> Inputs:
-        return recipe.preprocess(jax.vmap(deslanted)(jnp.asarray(images)))
-
-    return recipe._replace(preprocess=preprocess)
 
 
 CONFIG = Config(

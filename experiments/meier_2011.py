@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ciresan_2010 import ROWS as DEEP
-from deformed import deslanting
+from deslanted import deslanting
 from jaxtyping import Array, Float, Key
 from papers import Experiment, main
 from simard_2003 import ROWS as SHALLOW
@@ -57,7 +57,7 @@ def member(
 ) -> Recipe:
     """Another recipe, whose network makes all digits as wide as it has drawn at first.
 
-    What else a network carries, such as statistics, is not kept: there may be nothing.
+    It is for networks that carry nothing else: statistics of batch normalisation would be lost.
     """
     recipe = make_recipe(config, pixels, classes, train_images)
     model, side = recipe.model, isqrt(pixels)

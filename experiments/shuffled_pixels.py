@@ -17,7 +17,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from deformed import CONFIG, deslanting, with_test_time_augmentation
+from deformed import CONFIG, with_test_time_augmentation
+from deslanted import deslanting
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from papers import Experiment, main
 from scipy.optimize import linear_sum_assignment, quadratic_assignment

@@ -153,7 +153,7 @@ def main() -> None:
     except InputError as error:
         raise SystemExit(str(error)) from None
     (HERE / "README.md").write_text(text)
-    figure().savefig(HERE / "figures" / "published.png", dpi=110)
+    figure().savefig(HERE / "figures" / "published.png", dpi=100)
 
 
 if __name__ == "__main__":

@@ -356,3 +356,7 @@ def test_what_is_said_of_width_and_data_was_measured():
     for width, images, told in ((5, 7, 2), (9, 6, 2), (9, 4, 1), (9, 7, 1)):
         texts = (docstring, readme)[-told:]
         assert all(f"{percent[width, images]:.2f} %" in text for text in texts)
+    few, all_images = percent[[4, 9], 0], percent[[4, 9], 7]
+    assert (found["widths"][4], found["widths"][9], found["images"][0]) == (32, 1024, 100)
+    assert f"fall from {few[0]:.0f} % to {few[1]:.0f} % with 100 images" in readme
+    assert f"from {all_images[0]:.1f} % to {all_images[1]:.1f} % with all" in readme

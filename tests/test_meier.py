@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from ciresan_2010 import deep_and_simple
-from deformed import deslanted
+from deslanted import deslanted
 from meier_2011 import ROWS, WIDTHS, made_wide, member
 
 from mnist_jax import prng

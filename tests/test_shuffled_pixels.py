@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from deformed import CONFIG, deslanted
+from deformed import CONFIG
+from deslanted import deslanted
 from scipy.ndimage import gaussian_filter
 from shuffled_pixels import apart, deforming_unseen, found_layout, shuffle_of, upright
 
