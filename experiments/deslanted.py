@@ -7,9 +7,8 @@ from jaxtyping import Array, Float
 
 from mnist_jax.augment import Image, resample
 from mnist_jax.config import Config
-from mnist_jax.fit import MakeRecipe
 from mnist_jax.preprocess import Images, Inputs
-from mnist_jax.train import Recipe, default_recipe
+from mnist_jax.train import MakeRecipe, Recipe, default_recipe
 
 
 def deslanted(image: Image) -> Float[Array, "height width"]:

@@ -24,12 +24,11 @@ from jaxtyping import Array, Float, Key
 from papers import Experiment, main
 from simard_2003 import ROWS as SHALLOW
 
-from mnist_jax.augment import Affine, Image, Number, affine, resample
+from mnist_jax.augment import Affine, Image, affine, resample
 from mnist_jax.config import Config
-from mnist_jax.fit import MakeRecipe
 from mnist_jax.model import Model, PyTree
-from mnist_jax.preprocess import Inputs
-from mnist_jax.train import Logits, Recipe
+from mnist_jax.preprocess import Inputs, Number
+from mnist_jax.train import Logits, MakeRecipe, Recipe
 
 WIDTHS = (10.0, 12.0, 14.0, 16.0, 18.0, 20.0, 0.0)
 """In pixels, from the first column with ink to the last; 0 leaves the digits as they are."""

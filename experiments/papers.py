@@ -22,7 +22,7 @@ import tyro
 from mnist_jax import fit, rundir
 from mnist_jax.config import Config, InputError, Interrupted, Rescued, to_json
 from mnist_jax.report import Run
-from mnist_jax.train import default_recipe
+from mnist_jax.train import MakeRecipe, default_recipe
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -35,7 +35,7 @@ class Experiment(NamedTuple):
     published: str  # test error in percent, as it stands there; "" for a network of ours
     source: str  # where that stands, and whether it was read there
     config: Config  # `seeds` is how many there are to be
-    recipe: fit.MakeRecipe = default_recipe
+    recipe: MakeRecipe = default_recipe
     measure: Callable[[Run], Row] | None = None  # more errors to count
 
 

@@ -62,7 +62,7 @@ def run_once(seed: int, data_dir: str | None) -> None:
 
     recipe = train.default_recipe(config, 784, 10, len(mnist.train.labels))
     training, keys = jax.device_put(mnist.train), population.keys([seed])
-    together = population.compile_ahead(recipe, keys, training, mnist.test, config.batch_size)
+    together, _ = population.compile_ahead(recipe, keys, training, mnist.test, config.batch_size)
     states = population.init(recipe, keys)
     for _ in range(config.epochs):
         states, _ = population.train_epoch(

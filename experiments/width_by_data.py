@@ -51,7 +51,7 @@ def test_errors(width: int, training: Examples, test: Examples, steps: int) -> l
     recipe = default_recipe(config, pixels, 10, images)
     keys = population.keys(config.all_seeds)
     batch_size = config.batch_size
-    together = population.compile_ahead(recipe, keys, training, test, batch_size)
+    together, _ = population.compile_ahead(recipe, keys, training, test, batch_size)
     states = population.init(recipe, keys)
     for _ in range(config.epochs):
         states, _ = population.train_epoch(recipe, states, training, keys, batch_size, together)

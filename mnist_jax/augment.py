@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Num
 
-from mnist_jax.config import Config
-from mnist_jax.preprocess import AnyArray, Images
+from mnist_jax.config import Config, is_off
+from mnist_jax.preprocess import AnyArray, Images, Number
 
 Image = Num[AnyArray, "height width"]
 Places = Float[AnyArray, "2 height width"]
 """The row and the column at which each pixel is read, in pixels from the first."""
 
-Number = Float[AnyArray, ""] | float
 Pair = Float[AnyArray, "2"]
 
 
@@ -46,7 +45,7 @@ def affine(shape: tuple[int, int], change: Affine) -> Places:
 
 
 def elastic(
-    noise: Float[AnyArray, "2 height width"], sigma_pixels: float, alpha_pixels: float
+    noise: Float[AnyArray, "2 height width"], sigma_pixels: float, alpha_pixels: Number
 ) -> Places:
     """How far each pixel is moved, by `noise` smoothed with a Gaussian and multiplied by alpha.
 
@@ -92,12 +91,12 @@ def resample(image: Image, places: Places) -> Float[Array, "height width"]:
 class Strength(NamedTuple):
     """How far a digit is deformed at most; every number is drawn evenly up to it."""
 
-    rotation_degrees: float = 0.0
-    shear_degrees: float = 0.0
-    scale: float = 0.0  # relative change of height and of width, each drawn by itself
-    shift_pixels: float = 0.0
+    rotation_degrees: Number = 0.0
+    shear_degrees: Number = 0.0
+    scale: Number = 0.0  # relative change of height and of width, each drawn by itself
+    shift_pixels: Number = 0.0
     elastic_sigma_pixels: float = 4.0
-    elastic_alpha_pixels: float = 0.0
+    elastic_alpha_pixels: Number = 0.0
 
 
 def deform(strength: Strength, key: Key[Array, ""], image: Image) -> Float[Array, "height width"]:
@@ -112,7 +111,7 @@ def deform(strength: Strength, key: Key[Array, ""], image: Image) -> Float[Array
     )
     height, width = image.shape
     places = affine((height, width), change)
-    if strength.elastic_alpha_pixels:
+    if not is_off(strength.elastic_alpha_pixels):
         # 256 steps from -1 to 1 are enough for what is then averaged over many pixels.
         noise = jax.random.bits(elastic_key, (2, height, width), jnp.uint8)
         noise = (noise.astype(jnp.float32) - 127.5) / 127.5

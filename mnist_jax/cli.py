@@ -17,13 +17,14 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import tyro
 
-from mnist_jax.config import Config, InputError, Interrupted, Rescued, Saving
+from mnist_jax.config import Config, InputError, Interrupted, Rescued, Saving, documentation
 from mnist_jax.interrupts import listening
 from mnist_jax.notebook import in_notebook
+from mnist_jax.search import FIXED, SWEPT, in_a_word, parse_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,6 +109,76 @@ class Train(Compiling):
             f"{summary['seconds']['total']:.1f} s in all; kept in {path}\n"
             f"look at {path / 'figures'}, then try: mnist-jax predict {path} IMAGE.png"
         )
+
+
+if TYPE_CHECKING:
+    Tried = Any
+else:
+    Tried = dataclasses.make_dataclass(
+        "Tried",
+        [
+            (
+                name,
+                Annotated[tuple[str, ...], tyro.conf.arg(metavar="VALUE...", help=text)],
+                (str(in_a_word(getattr(Config, name))),),
+            )
+            for name, text in documentation().items()
+            if name in SWEPT
+        ],
+        frozen=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep(Compiling):
+    """Train networks of many configurations, and find which does best on held-out images.
+
+    An option takes several values, or a range to draw from, such as 0.01:1 or 0.01:1:log. The
+    widths of a network are one value: 512x512.
+    """
+
+    tried: tyro.conf.OmitArgPrefixes[Tried]
+    dataset: str = Config.dataset
+    """The dataset, as for train."""
+    data_dir: Path | None = None
+    """Folder with the dataset's files, as for train."""
+    validation_images: int = 0
+    """How many of the last training images are held out to choose with; by default as many as there
+    are test images, or a fifth where that is fewer."""
+    seed: int = Config.seed
+    """The first seed of each configuration; it also decides what is drawn."""
+    seeds: int = Config.seeds
+    """How many networks of each configuration are trained."""
+    samples: int = 0
+    """How many configurations to draw at random; 0 tries all combinations."""
+    halving: bool = False
+    """Let only the better half go on, after twice as many epochs each time."""
+    mesh: str | None = None
+    """Among how many devices networks, and each batch, are divided, such as 4x2."""
+    out: Path | None = None
+    """The folder of the sweep; by default a new one under runs/."""
+    resume: bool = False
+    """Go on with the sweep in --out, or start it there, or say that it is finished."""
+
+    def run(self) -> None:
+        """Trains, then says which configuration is best and how to train it."""
+        config = Config(**{name: getattr(self, name) for name in FIXED})
+        axes = {name: parse_axis(config, name, each) for name, each in vars(self.tried).items()}
+        single = {name: axis[0] for name, axis in axes.items() if len(axis) == 1}
+        axes = {name: axis for name, axis in axes.items() if name not in single}
+        from mnist_jax import rundir
+        from mnist_jax.devices import parse_shape
+        from mnist_jax.sweep import in_words, sweep
+
+        path = sweep(
+            *(dataclasses.replace(config, **single), axes, self.samples, self.halving, self.out),
+            started=None if in_notebook() else STARTED,
+            resume=self.resume,
+            mesh=None if self.mesh is None else parse_shape(self.mesh),
+        )
+        summary = rundir.read_summary(path)
+        print(in_words(summary))
+        print(f"{summary['seconds']['total']:.1f} s in all; the table is {path / 'table.csv'}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -288,6 +359,7 @@ class Samples:
 
 COMMANDS = {
     "train": Train,
+    "sweep": Sweep,
     "evaluate": Evaluate,
     "predict": Predict,
     "plot": Plot,
@@ -367,7 +439,10 @@ def _resuming(args: Sequence[str], run: Path) -> str:
     return shlex.join(["mnist-jax", *kept, "--out", str(run), "--resume"])
 
 
-def _parse(args: Sequence[str]) -> Train | Evaluate | Predict | Plot | Explain | Page | Samples:
+Command = Train | Sweep | Evaluate | Predict | Plot | Explain | Page | Samples
+
+
+def _parse(args: Sequence[str]) -> Command:
     """The command that `args` spell, or an InputError in one line."""
     complaint = io.StringIO()
     try:

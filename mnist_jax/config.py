@@ -1,6 +1,9 @@
 """All that decides a run, in one frozen dataclass: default, flag and help text stand together."""
 
+import ast
 import dataclasses
+import inspect
+import itertools
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -24,6 +27,15 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 MOST = 10**6
 """The largest width, batch and count of epochs and seeds; what fits in memory is often less."""
+
+
+VARIABLE = (
+    *("learning_rate", "momentum", "weight_decay", "max_norm", "ema_decay", "label_smoothing"),
+    *("input_dropout", "dropout", "input_noise", "noise", "rotation_degrees", "shear_degrees"),
+    *("scale", "shift_pixels", "elastic_alpha_pixels"),
+)
+"""The fields that change the shape of no array, so that networks of one program may differ in them;
+but where a norm is limited or an average taken, it is so for all of them."""
 
 
 class InputError(OneLine, Exception):
@@ -192,6 +204,18 @@ class Config:
         return range(self.seed, self.seed + self.seeds)
 
 
+class Varied(Config):
+    """A config in which some of the `VARIABLE` numbers are arrays, and so not checked."""
+
+    def __init__(self, config: Config, **numbers: Any) -> None:
+        vars(self).update(vars(config), **numbers)
+
+
+def is_off(strength: object) -> bool:
+    """Whether `strength` is the number 0; an array holds another number for each network."""
+    return isinstance(strength, int | float) and strength == 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Saving:
     """When a run that trains is kept on disk, which changes nothing of what comes of it.
@@ -223,6 +247,16 @@ def require(options: Config | Saving, name: str, holds: bool, expected: str) -> 
         raise InputError(f"{flag} {shown} cannot be used: it takes {expected}")
 
 
+def documentation() -> dict[str, str]:
+    """What each field of `Config` means, as the text under it says."""
+    source: Any = ast.parse(inspect.getsource(Config)).body[0]
+    return {
+        ast.unparse(field.target): " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(source.body)
+        if isinstance(field, ast.AnnAssign)
+    }
+
+
 def to_json(config: Config) -> dict[str, Any]:
     """`config` in JSON's own types; `from_json` is the way back."""
     fields = dataclasses.asdict(config)
@@ -231,6 +265,19 @@ def to_json(config: Config) -> dict[str, Any]:
         "data_dir": None if config.data_dir is None else str(config.data_dir),
         "hidden": list(config.hidden),
     }
+
+
+def to_flags(config: Config) -> list[str]:
+    """The options of `mnist-jax train` that give `config`, where it is not the default one."""
+    flags = []
+    for name, value in vars(config).items():
+        if value != getattr(Config, name):
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                flags += [f"--{flag}" if value else f"--no-{flag}"]
+            else:
+                flags += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return flags
 
 
 def from_json(fields: dict[str, Any]) -> Config:

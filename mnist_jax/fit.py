@@ -32,11 +32,8 @@ from mnist_jax.progress import progress, say
 from mnist_jax.report import Run, draw, in_words, is_finished, measure, memory_errors
 from mnist_jax.resume import find_checkpoint, mend
 from mnist_jax.rundir import Json
-from mnist_jax.train import Recipe, default_recipe, steps_per_epoch
+from mnist_jax.train import MakeRecipe, default_recipe, steps_per_epoch
 from mnist_jax.watch import Watcher, require_tensorboard, watchers
-
-MakeRecipe = Callable[[Config, int, int, int], Recipe]
-"""(config, pixels, classes, training images) -> recipe, as `default_recipe` does it."""
 
 SAVING = Saving()
 
@@ -83,24 +80,17 @@ def fit(
         rundir.require_free(out, resume)
     with _timed(seconds, "data"):
         dataset = dataset or data.load(config.dataset, config.data_dir)
-        config = _as_used(config, dataset)
+        config = as_used(config, dataset)
         training, validation = data.hold_out(dataset.train, config.validation_images)
     train_images, (height, width) = len(training.labels), training.images.shape[1:]
     recipe = make_recipe(config, height * width, len(dataset.class_names), train_images)
-    info = {
-        "train_images": train_images,
-        "validation_images": len(validation.labels),
-        "test_images": len(dataset.test.labels),
-        "image_shape": [height, width],
-        "class_names": list(dataset.class_names),
-        "sha256": list(dataset.sha256),
-    }
+    info = describe(dataset, training, validation)
     about = {
         **to_json(config),
         "recipe": name_of(make_recipe),
         **{"data": info, "environment": environment()},
     }
-    out = out or _new_folder(config)
+    out = out or new_folder(config)
 
     with rundir.claimed(out):
         rundir.require_free(out, resume)  # another process may have been here
@@ -123,7 +113,7 @@ def fit(
         )
         with _timed(seconds, "compile"), memory_errors(config):
             training, validation = jax.device_put((training, validation))
-            side_by_side = population.compile_ahead(
+            side_by_side, _ = population.compile_ahead(
                 recipe, keys, training, dataset.test, config.batch_size
             )
             states = checkpoint.load(folder, shapes) if folder else population.init(recipe, keys)
@@ -155,6 +145,18 @@ def fit(
         if keeper.failure:
             raise Rescued(keeper.run, f"{keeper.failure}. The whole run is in {keeper.run} instead")
         return run._replace(path=keeper.run)
+
+
+def describe(dataset: Dataset, training: Examples, validation: Examples) -> Json:
+    """What config.json says of the data."""
+    return {
+        "train_images": len(training.labels),
+        "validation_images": len(validation.labels),
+        "test_images": len(dataset.test.labels),
+        "image_shape": list(training.images.shape[1:]),
+        "class_names": list(dataset.class_names),
+        "sha256": list(dataset.sha256),
+    }
 
 
 def name_of(make_recipe: Callable[..., object]) -> str:
@@ -292,7 +294,7 @@ def _divergence(config: Config, steps_per_epoch: int, i: int, step: int) -> Json
     }
 
 
-def _as_used(config: Config, dataset: Dataset) -> Config:
+def as_used(config: Config, dataset: Dataset) -> Config:
     """`config` with the dataset that was had, and the folder it came from."""
     folder = config.data_dir or data.default_folder(dataset.name)
     if dataset.name == "digits" or not folder:
@@ -302,10 +304,11 @@ def _as_used(config: Config, dataset: Dataset) -> Config:
     )
 
 
-def _new_folder(config: Config) -> Path:
+def new_folder(config: Config, kind: str = "") -> Path:
+    """A name under runs/ that nothing has, of the time and of what is trained."""
     layers = "x".join(map(str, config.hidden)) or "linear"
     when = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    name = f"{when}-{config.dataset.replace('/', '-')}-{layers}"
+    name = f"{when}-{kind}{config.dataset.replace('/', '-')}-{layers}"
     paths = (Path("runs") / (f"{name}-{n}" if n > 1 else name) for n in itertools.count(1))
     return next(path for path in paths if not path.exists())
 

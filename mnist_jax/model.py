@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from mnist_jax.config import Config
-from mnist_jax.preprocess import AnyArray, Inputs
+from mnist_jax.config import Config, is_off
+from mnist_jax.preprocess import AnyArray, Inputs, Number
 
 PyTree = Any
 """Nested containers of arrays."""
@@ -43,12 +43,12 @@ class Model(NamedTuple):
 class Noise(nn.Module):
     """Adds Gaussian noise of standard deviation `std` in training."""
 
-    std: float
+    std: Number
 
     @nn.compact
     def __call__(self, x: Float[AnyArray, "*shape"], train: bool) -> Float[AnyArray, "*shape"]:
         """`x` with its noise; the same `x` when not in training."""
-        if not train or not self.std:
+        if not train or is_off(self.std):
             return x
         return x + self.std * jax.random.normal(self.make_rng("dropout"), x.shape)
 
@@ -60,14 +60,18 @@ class Dropout(nn.Module):
     nearest 65,536th, and the scale is that of the rounded rate.
     """
 
-    rate: float
+    rate: Number
 
     @nn.compact
     def __call__(self, x: Float[AnyArray, "*shape"], train: bool) -> Float[AnyArray, "*shape"]:
         """`x` with its dropouts; the same `x` when not in training."""
-        if not train or not self.rate:
+        if not train or is_off(self.rate):
             return x
-        threshold = min(round(self.rate * 2**16), 2**16 - 1)
+        threshold = self.rate * 2**16
+        if isinstance(threshold, float):
+            threshold = min(round(threshold), 2**16 - 1)
+        else:
+            threshold = jnp.minimum(jnp.round(threshold), 2**16 - 1).astype(jnp.uint16)
         bits = jax.random.bits(self.make_rng("dropout"), x.shape, jnp.uint16)
         return jnp.where(bits >= threshold, x / (1 - threshold / 2**16), 0)
 
@@ -94,10 +98,10 @@ class MLP(nn.Module):
     classes: int
     activation: Callable[[Array], Array] = nn.relu
     initializer: nn.initializers.Initializer = nn.initializers.he_normal()
-    input_dropout: float = 0.0
-    dropout: float = 0.0
-    input_noise: float = 0.0
-    noise: float = 0.0
+    input_dropout: Number = 0.0
+    dropout: Number = 0.0
+    input_noise: Number = 0.0
+    noise: Number = 0.0
     batch_norm: bool = False
     batch_norm_decay: float = 0.99  # of the statistics, which are for evaluation alone
 

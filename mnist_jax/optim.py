@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from mnist_jax.config import Config, InputError
+from mnist_jax.config import Config, InputError, is_off
 from mnist_jax.model import PyTree
+from mnist_jax.preprocess import Number
 
 
 def learning_rate_schedule(config: Config, steps: int) -> optax.Schedule:
@@ -31,7 +32,7 @@ def learning_rate_schedule(config: Config, steps: int) -> optax.Schedule:
     return optax.join_schedules([climb, after_warmup], [warmup]) if warmup else after_warmup
 
 
-def limit_norms(longest: float) -> optax.GradientTransformation:
+def limit_norms(longest: Number) -> optax.GradientTransformation:
     """Shortens the weights into each unit to length `longest` after a step that left them longer.
 
     Source: Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting",
@@ -65,4 +66,4 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
         "adam": partial(optax.adam, rate, momentum, nesterov=config.nesterov),
     }[config.optimizer]
     chain = [optax.add_decayed_weights(config.weight_decay, mask=is_kernel), steps_of()]
-    return optax.chain(*chain, *([limit_norms(config.max_norm)] if config.max_norm else []))
+    return optax.chain(*chain, *([] if is_off(config.max_norm) else [limit_norms(config.max_norm)]))

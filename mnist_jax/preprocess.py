@@ -18,6 +18,10 @@ Labels = Integer[AnyArray, "n"]
 """Class numbers from 0."""
 
 
+Number = Float[AnyArray, ""] | float
+"""One number, known when a program is compiled or when it runs."""
+
+
 def scale(images: Images) -> Float[AnyArray, "n height width"]:
     """Grey values from [0, 255] to float32 in [0, 1]."""
     return images.astype(jnp.float32) / 255

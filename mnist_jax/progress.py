@@ -89,18 +89,47 @@ def progress(epochs: int, seeds: int, done: int = 0) -> Iterator[Callable[[dict[
             words = [f"epoch {record['epoch']}/{epochs}", f"{left:.0f} s left", *words]
             say(", ".join(words))
 
+    with _ticking(shown):
+        yield show
+
+
+@contextmanager
+def counting(total: int, what: str) -> Iterator[Callable[[int, str], None]]:
+    """Gives a function that adds to a count of `total` and tells how it stands, on standard error.
+
+    Where nobody watches, it is told at every tenth of the total.
+    """
+    layout = "{bar:8} {n}/{total} " + what + ", {elapsed} so far, {remaining} left, {desc}"
+    shown = bar(total=total, dynamic_ncols=True, bar_format=layout)
+    live, done = is_live(), 0
+
+    def add(count: int, words: str) -> None:
+        nonlocal done
+        before, done = done, done + count
+        shown.set_description_str(words, refresh=False)
+        with suppress(OSError):
+            shown.update(count)
+        if not live and 10 * before // total < 10 * done // total:
+            say(f"{done:,} of {total:,} {what}, {words}")
+
+    with _ticking(shown):
+        yield add
+
+
+@contextmanager
+def _ticking(shown: tqdm) -> Iterator[None]:
+    """Keeps the clock of a bar running through a long epoch, which is one call to the device."""
     ended = threading.Event()
 
     def tick() -> None:
-        """Keeps the clock running through a long epoch, which is one call to the device."""
         while not ended.wait(0.5):
             with suppress(OSError):
                 shown.refresh()
 
-    if live:
+    if not shown.disable:
         threading.Thread(target=tick, daemon=True).start()
     try:
-        yield show
+        yield
     finally:
         ended.set()
         with suppress(OSError):

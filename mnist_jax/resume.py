@@ -35,7 +35,7 @@ def find_checkpoint(out: Path, config: Json) -> tuple[Path | None, Json]:
         if folder:
             raise
         kept = config  # with nothing whole in it, it may be any run
-    differing = _changes(_fields(kept), _fields(config))
+    differing = changes(_fields(kept), _fields(config))
     if not differing and kept["data"] != config["data"]:
         differing = ["the images or labels are others"]
     if differing:
@@ -47,7 +47,7 @@ def find_checkpoint(out: Path, config: Json) -> tuple[Path | None, Json]:
     if not folder:
         say(f"{out} has no whole checkpoint: it starts from the beginning")
         return None, config
-    if differing := _changes(kept["environment"], config["environment"]):
+    if differing := changes(kept["environment"], config["environment"]):
         say(f"{'; '.join(differing)}: the last digits may differ from an uninterrupted run's")
     return folder, {**kept, "data_dir": config["data_dir"]}
 
@@ -68,7 +68,8 @@ def _fields(config: Json) -> Json:
     return {name: value for name, value in config.items() if name not in others}
 
 
-def _changes(then: Json, now: Json) -> list[str]:
+def changes(then: Json, now: Json) -> list[str]:
+    """What differs between two objects, in words."""
     return [
         f"{name} was {then.get(name)} and is {now.get(name)}"
         for name in {**then, **now}

@@ -93,14 +93,14 @@ def claimed(run: Path) -> Iterator[None]:
 
 def write_config(run: Path, config: Json) -> None:
     """Writes `config.json`."""
-    _write_json(run / "config.json", config)
+    write_json(run / "config.json", config)
 
 
 def read_config(run: Path) -> Json:
     """What `write_config` wrote."""
     if not run.is_dir():
         raise InputError(f"{run} is no run folder; name one that mnist-jax train made")
-    return _read_json(run / "config.json")
+    return read_json(run / "config.json")
 
 
 def write_metrics(run: Path, records: list[Json]) -> None:
@@ -128,12 +128,12 @@ def read_metrics(run: Path) -> list[Json]:
 def write_summary(run: Path, summary: Json) -> None:
     """Writes `summary.json`, which tells a finished run, with a sum that tells a damaged one."""
     summary = _finite(summary)
-    _write_json(run / "summary.json", {**summary, "sha256": _sum(summary)})
+    write_json(run / "summary.json", {**summary, "sha256": _sum(summary)})
 
 
 def read_summary(run: Path) -> Json:
     """What `write_summary` wrote."""
-    summary = _read_json(run / "summary.json")
+    summary = read_json(run / "summary.json")
     if summary.pop("sha256", None) != _sum(summary):
         raise InputError(f"{run / 'summary.json'} is damaged or was edited; {REMEDY}")
     return summary
@@ -186,12 +186,14 @@ def _line(record: Json) -> str:
     return json.dumps(_finite(record)) + "\n"
 
 
-def _write_json(file: Path, value: Json) -> None:
+def write_json(file: Path, value: Json) -> None:
+    """Writes an object, a line a key."""
     fields = (f"  {json.dumps(key)}: {json.dumps(item)}" for key, item in _finite(value).items())
     write_bytes(file, ("{\n" + ",\n".join(fields) + "\n}\n").encode())
 
 
-def _read_json(file: Path) -> Json:
+def read_json(file: Path) -> Json:
+    """What `write_json` wrote."""
     try:
         value = json.loads(read_bytes(file, LARGEST_JSON))
     except FileNotFoundError:

@@ -14,11 +14,11 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from mnist_jax.augment import deform_all, strength_of
-from mnist_jax.config import Config, InputError
+from mnist_jax.config import Config, InputError, Varied, is_off
 from mnist_jax.data import Examples
 from mnist_jax.model import Model, PyTree, mlp
 from mnist_jax.optim import optimizer
-from mnist_jax.preprocess import AnyArray, Images, Inputs, Labels, one_hot, to_inputs
+from mnist_jax.preprocess import AnyArray, Images, Inputs, Labels, Number, one_hot, to_inputs
 
 SETTLING_IMAGES = 10_000
 """About how many training images, evenly spaced, statistics for the evaluation are taken over."""
@@ -44,6 +44,7 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     step: Int[Array, ""]
     average: PyTree = None  # the moving average of params, where the recipe takes one
+    numbers: PyTree = ()  # those its recipe takes by name, where networks differ in them
 
     @property
     def weights(self) -> PyTree:
@@ -78,12 +79,12 @@ def cross_entropy(
     inputs: Inputs,
     labels: Labels,
     key: Key[Array, ""],
-    label_smoothing: float = 0.0,
+    label_smoothing: Number = 0.0,
 ) -> tuple[Float[Array, ""], tuple[Logits, PyTree]]:
     """Mean cross-entropy of softmax(logits) with the labels, and the logits it came from."""
     logits, model_state = model.apply(params, model_state, inputs, key)
     targets = one_hot(labels, logits.shape[-1])
-    if label_smoothing:
+    if not is_off(label_smoothing):
         targets = optax.smooth_labels(targets, label_smoothing)
     return optax.softmax_cross_entropy(logits, targets).mean(), (logits, model_state)
 
@@ -104,25 +105,57 @@ class Recipe(NamedTuple):
     loss: Loss = cross_entropy
     preprocess: Callable[[Images], Inputs] = to_inputs
     augment: Callable[[Key[Array, ""], Images], Images] = as_they_are  # grey values in [0, 255]
-    ema_decay: float = 0.0  # of the moving average of the weights; 0 takes none
+    ema_decay: Number = 0.0  # of the moving average of the weights; 0 takes none
+    vary: Callable[..., "Recipe"] | None = None  # with a state's `numbers` for its own, by name
+
+    def of(self, state: TrainState) -> "Recipe":
+        """The recipe of one network."""
+        return self.vary(**state.numbers) if self.vary else self
 
 
-@lru_cache  # JAX keeps the programs that it compiled for a recipe, and knows this one again
 def default_recipe(config: Config, pixels: int, classes: int, train_images: int) -> Recipe:
     """The recipe that `config` describes for data of this size; the same object each time.
 
     Raises:
         InputError: there are fewer images than one batch takes, or the warm-up never ends.
     """
+    make = _recipe if isinstance(config, Varied) else _kept_recipe
+    return make(config, pixels, classes, train_images)
+
+
+def _recipe(config: Config, pixels: int, classes: int, train_images: int) -> Recipe:
     steps = config.epochs * steps_per_epoch(train_images, config.batch_size)
     recipe = Recipe(mlp(config, pixels, classes), optimizer(config, steps))
     strength = strength_of(config)
-    if any(strength._replace(elastic_sigma_pixels=0)):
+    if not all(map(is_off, strength._replace(elastic_sigma_pixels=0))):
         recipe = recipe._replace(augment=partial(deform_all, strength))
-    if config.label_smoothing:
+    if not is_off(config.label_smoothing):
         loss = partial(cross_entropy, label_smoothing=config.label_smoothing)
         recipe = recipe._replace(loss=loss)
     return recipe._replace(ema_decay=config.ema_decay)
+
+
+_kept_recipe = lru_cache(_recipe)
+"""JAX keeps the programs that it compiled for a recipe, and knows this one again."""
+
+
+MakeRecipe = Callable[[Config, int, int, int], Recipe]
+"""(config, pixels, classes, training images) -> recipe, as `default_recipe` does it."""
+
+
+def varied(
+    make_recipe: MakeRecipe, config: Config, pixels: int, classes: int, train_images: int
+) -> Recipe:
+    """The recipe of `config` for networks that differ in numbers, which their states hold.
+
+    The states of its `init` hold none yet: `state._replace(numbers=...)` gives them, by the names
+    of `VARIABLE` fields.
+    """
+
+    def vary(**numbers: Number) -> Recipe:
+        return make_recipe(Varied(config, **numbers), pixels, classes, train_images)
+
+    return make_recipe(config, pixels, classes, train_images)._replace(vary=vary)
 
 
 def steps_per_epoch(train_images: int, batch_size: int) -> int:
@@ -142,7 +175,7 @@ def steps_per_epoch(train_images: int, batch_size: int) -> int:
 def init(recipe: Recipe, key: Key[Array, ""]) -> TrainState:
     """The state of step 0."""
     params, model_state = recipe.model.init(jax.random.fold_in(key, INIT))
-    average = params if recipe.ema_decay else None
+    average = None if is_off(recipe.ema_decay) else params
     return TrainState(params, model_state, recipe.optimizer.init(params), jnp.int32(0), average)
 
 
@@ -151,6 +184,7 @@ def train_step(
     recipe: Recipe, state: TrainState, images: Images, labels: Labels, key: Key[Array, ""]
 ) -> tuple[TrainState, Metrics]:
     """One step of gradient descent. `key` is the seed's; the step number makes it this step's."""
+    recipe = recipe.of(state)
     noise = jax.random.fold_in(jax.random.fold_in(key, NOISE), state.step)
     augment_key, loss_key = jax.random.split(noise)
     inputs = recipe.preprocess(recipe.augment(augment_key, images))
@@ -166,11 +200,12 @@ def train_step(
     errors = jnp.sum(jnp.argmax(logits, axis=-1) != labels)
     metrics = Metrics(loss, errors, jnp.isfinite(loss).astype(jnp.int32))
     average = state.average
-    if recipe.ema_decay:
+    if not is_off(recipe.ema_decay):
         # The mean of all steps so far, until there are so many that the decay forgets the first.
         share = jnp.maximum(1 - recipe.ema_decay, 1 / (state.step + 1))
         average = optax.incremental_update(params, average, share)
-    return TrainState(params, model_state, opt_state, state.step + 1, average), metrics
+    step = state.step + 1
+    return TrainState(params, model_state, opt_state, step, average, state.numbers), metrics
 
 
 @partial(jax.jit, static_argnames=("recipe", "batch_size"))
@@ -204,6 +239,7 @@ def settle(recipe: Recipe, state: TrainState, images: Images, key: Key[Array, ""
     Images are deformed as in training, as that is what the weights were trained for. Training does
     not read what this changes, so that it may go on as if nothing had happened.
     """
+    recipe = recipe.of(state)
     few = images[:: max(1, len(images) // SETTLING_IMAGES)]
     inputs = recipe.preprocess(recipe.augment(jax.random.fold_in(key, SETTLE), few))
     model_state = recipe.model.settle(state.weights, state.model_state, inputs)

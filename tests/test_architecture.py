@@ -32,9 +32,11 @@ ALLOWED = {
     "data": {"config", "download", "sources"},
     "model": {"config", "preprocess"},
     "augment": {"config", "preprocess"},
-    "optim": {"config", "model"},
+    "optim": {"config", "model", "preprocess"},
     "train": {"augment", "config", "data", "model", "optim", "preprocess"},
-    "population": {"data", "preprocess", "prng", "train"},
+    "search": {"config"},
+    "devices": {"config"},
+    "population": {"data", "model", "preprocess", "prng", "train"},
     "report": {
         *("checkpoint", "config", "data", "model", "plots", "population", "preprocess", "prng"),
         *("rundir", "train"),
@@ -56,8 +58,28 @@ ALLOWED = {
         *("checkpoint", "config", "data", "environment", "interrupts", "keeper", "optim"),
         *("population", "preprocess", "progress", "report", "resume", "rundir", "train", "watch"),
     },
+    "trials": {
+        *("config", "data", "devices", "model", "population", "progress", "search", "train"),
+    },
+    "sweep_plots": {"plots", "search"},
+    "sweep": {
+        *("config", "data", "environment", "fit", "interrupts", "progress", "report", "resume"),
+        *("rundir", "search", "sweep_plots", "train", "trials"),
+    },
     "cli": {
-        *("compiled", "config", "data", "download", "explain", "fit", "ink", "interrupts"),
+        *(
+            "compiled",
+            "config",
+            "data",
+            "devices",
+            "search",
+            "sweep",
+            "download",
+            "explain",
+            "fit",
+            "ink",
+            "interrupts",
+        ),
         *("notebook", "page", "watch", "photo", "plots", "report", "rundir"),
     },
 }

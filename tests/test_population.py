@@ -128,7 +128,7 @@ def test_nothing_compiles_after_compile_ahead():
     images, labels, test_images, test_labels = map(jnp.asarray, tiny_arrays())
     training, test = Examples(images, labels), Examples(test_images, test_labels)
     keys = population.keys(SEEDS)
-    side_by_side = population.compile_ahead(recipe, keys, training, test, 10)
+    side_by_side, _ = population.compile_ahead(recipe, keys, training, test, 10)
     compiled: list[str] = []
 
     def listen(event: str, seconds: float, **_: object) -> None:

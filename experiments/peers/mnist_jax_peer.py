@@ -32,7 +32,7 @@ images = asked["images"]
 recipe = train.default_recipe(config, 784, 10, images)
 training = jax.device_put(Examples(mnist.train.images[:images], mnist.train.labels[:images]))
 keys = population.keys(config.all_seeds)
-side_by_side = population.compile_ahead(recipe, keys, training, mnist.test, config.batch_size)
+side_by_side, _ = population.compile_ahead(recipe, keys, training, mnist.test, config.batch_size)
 states = population.init(recipe, keys)
 for _ in range(config.epochs):
     start = time.perf_counter()

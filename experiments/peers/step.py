@@ -61,7 +61,7 @@ config = Config(
 )
 recipe = train.default_recipe(config, 784, 10, asked["images"])
 keys = population.keys(config.all_seeds)
-side_by_side = population.compile_ahead(recipe, keys, training, mnist.test, BATCH)
+side_by_side, _ = population.compile_ahead(recipe, keys, training, mnist.test, BATCH)
 states = population.init(recipe, keys)
 chain_ms, step_ms, best_gflops = [], [], []
 kind = jnp.bfloat16 if asked["precision"] == "bfloat16" else jnp.float32

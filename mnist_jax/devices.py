@@ -1,0 +1,109 @@
+"""The mesh of devices, and where states and data are placed on it."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import psutil
+from jax.sharding import AxisType, NamedSharding
+
+from mnist_jax.config import InputError
+
+PyTree = Any
+
+SHARE = 0.75
+"""Of the free memory that networks may take; the rest is for the compiler and the host."""
+
+
+Shape = tuple[int, int]
+"""Among how many devices networks are divided, and each batch among those of a network."""
+
+
+def mesh_shape(
+    networks: int, batch_size: int, asked: Shape | None = None, filled: bool = False
+) -> Shape:
+    """The shape of the mesh for a population.
+
+    Without `asked`, networks are divided as far as they can be, as that takes no communication, and
+    batches among the devices that are left. Where networks are `filled` up with others, any number
+    of them can be divided.
+
+    Raises:
+        InputError: the devices, the networks or the batches cannot be divided as asked.
+    """
+    count = jax.device_count()
+    if asked is None:
+        across = count if filled and networks > count else math.gcd(networks, count)
+        return across, math.gcd(batch_size, count // across)
+    across, within = asked
+    problem = None
+    if across * within > count:
+        problem = f"at most the {count} device{'s' * (count > 1)} here"
+    elif networks % across and not filled:
+        problem = f"first a number that divides the {networks} networks"
+    elif batch_size % within:
+        problem = f"last a number that divides --batch-size {batch_size}"
+    if problem:
+        raise InputError(f"--mesh {across}x{within} cannot be used: it takes {problem}")
+    return asked
+
+
+def parse_shape(words: str) -> Shape:
+    """The shape that the command line spells as 4x2.
+
+    Raises:
+        InputError: it does not.
+    """
+    try:
+        across, within = map(int, words.split("x"))
+        if min(across, within) < 1:
+            raise ValueError
+    except ValueError:
+        raise InputError(
+            f"--mesh {words} cannot be used: it takes two numbers of devices, such as 4x2: one "
+            "that divides the networks, and one that divides each batch"
+        ) from None
+    return across, within
+
+
+@contextmanager
+def mesh(shape: Shape) -> Iterator[None]:
+    """Has the functions of `population` compute on a mesh of `shape`; one device needs none."""
+    if shape == (1, 1):
+        yield
+        return
+    some = jax.devices()[: math.prod(shape)]
+    axes = ("networks", "images")
+    found = jax.make_mesh(shape, axes, devices=some, axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(found):
+        yield
+
+
+def divide(tree: PyTree) -> PyTree:
+    """`tree`, whose leaves have an axis of networks first, each part where its networks are."""
+    return _put(tree, jax.P("networks"))
+
+
+def share(tree: PyTree) -> PyTree:
+    """`tree` on every device, whole."""
+    return _put(tree, jax.P())
+
+
+def _put(tree: PyTree, spec: jax.sharding.PartitionSpec) -> PyTree:
+    mesh = jax.sharding.get_mesh()
+    return jax.device_put(tree) if mesh.empty else jax.device_put(tree, NamedSharding(mesh, spec))
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """`tree` as NumPy's arrays."""
+    return jax.device_get(tree)
+
+
+def free_bytes() -> int:
+    """The memory that networks may take on each device."""
+    sizes = jax.devices()[0].memory_stats()
+    if sizes and "bytes_limit" in sizes:
+        return int(SHARE * (sizes["bytes_limit"] - sizes.get("bytes_in_use", 0)))
+    return int(SHARE * psutil.virtual_memory().available / jax.local_device_count())
