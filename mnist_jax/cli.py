@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
 
@@ -329,6 +329,35 @@ class Page(OfRun):
         print(f"{file} ({len(content) / 1e6:.2f} MB): open it in a browser and draw")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export(Compiling):
+    """Write the network of a run's first seed to a file that other programs load."""
+
+    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run folder that train made."""
+    format: Literal["stablehlo", "onnx", "safetensors"]
+    """stablehlo is for JAX on any device, onnx for ONNX Runtime and its like, safetensors the bare
+    weights."""
+    out: Path | None = None
+    """The file to write; by default model.FORMAT in the run folder."""
+
+    def run(self) -> None:
+        """Writes the file, and says where it is, how large, and how to load it."""
+        from mnist_jax import rundir
+        from mnist_jax.export import FORMATS
+        from mnist_jax.report import load_run
+
+        run = load_run(self.run_folder)
+        file = self.out or run.path / f"model.{self.format}"
+        if file.is_dir():
+            raise InputError(f"--out {file} cannot be used: it is a folder; name a file")
+        encode, load = FORMATS[self.format]
+        content = encode(run)
+        rundir.write_bytes(file, content)
+        size = f"{len(content) / 1e6:.2f} MB"
+        print(f"{file} ({size}): load it with {load.format(repr(str(file)))}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Samples:
     """Show the first training images of a dataset, in a window where there is a screen."""
@@ -365,6 +394,7 @@ COMMANDS = {
     "plot": Plot,
     "explain": Explain,
     "page": Page,
+    "export": Export,
     "samples": Samples,
 }
 
@@ -439,7 +469,7 @@ def _resuming(args: Sequence[str], run: Path) -> str:
     return shlex.join(["mnist-jax", *kept, "--out", str(run), "--resume"])
 
 
-Command = Train | Sweep | Evaluate | Predict | Plot | Explain | Page | Samples
+Command = Train | Sweep | Evaluate | Predict | Plot | Explain | Page | Export | Samples
 
 
 def _parse(args: Sequence[str]) -> Command:

@@ -29,7 +29,7 @@ def scale(images: Images) -> Float[AnyArray, "n height width"]:
 
 def flatten(images: Images) -> Num[AnyArray, "n pixels"]:
     """Each image as one row of pixels, top row first."""
-    return images.reshape(len(images), -1)
+    return images.reshape(images.shape[0], -1)
 
 
 def to_inputs(images: Images) -> Inputs:

@@ -6,6 +6,7 @@
     RUN/summary.json     what came of it
     RUN/figures/*.png
     RUN/page.html        the page of `mnist-jax page`, if it was asked for
+    RUN/model.*          the files of `mnist-jax export`, likewise
     RUN/tensorboard/     the event files of --tensorboard, likewise
 
 Every file is whole or absent: it is written under another name and renamed.

@@ -200,7 +200,9 @@ def test_a_network_that_diverged_gives_no_answer(tmp_path, digits, capsys):
     options = [*QUICK, "--learning-rate", "1e30", "--out", tmp_path / "run"]
     assert call(capsys, "train", *options)[0] == 0
     Image.fromarray(digits.test.images[0]).save(tmp_path / "digit.png")
-    for command, *more in (("predict", tmp_path / "digit.png"), ("explain",), ("page",)):
+    commands = [("predict", tmp_path / "digit.png"), ("explain",), ("page",)]
+    commands += [("export", "--format", name) for name in ("stablehlo", "onnx", "safetensors")]
+    for command, *more in commands:
         code, out, err = call(capsys, command, tmp_path / "run", *more)
         assert (code, out) == (2, "")
         assert re.fullmatch(r"mnist-jax: the network of \S+ diverged: [^\n]*\n", err)
