@@ -23,6 +23,7 @@ Initializer = Literal[
 ]
 Optimizer = Literal["sgd", "adam"]
 Schedule = Literal["constant", "linear", "cosine"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 
 
 MOST = 10**6
@@ -152,6 +153,11 @@ class Config:
 
     max_norm: float = 0.0
     """Largest length of the weights into a unit; 0 is no limit."""
+
+    precision: Precision = "auto"
+    """Of the products in a layer: float32; tf32, with factors of 11 bits, on GPUs that have it;
+    bfloat16, with factors and results of 8. auto is float32 on CPUs, tf32 on GPUs and factors of
+    bfloat16 on TPUs. Weights, their updates and losses are float32."""
 
     ema_decay: float = 0.0
     """Decay, a step, of the moving average of the weights that is tested; 0 tests the last ones."""

@@ -68,6 +68,11 @@ def parse_shape(words: str) -> Shape:
     return across, within
 
 
+def in_words(shape: Shape) -> dict[str, str]:
+    """What a run's record says of its mesh; nothing where one device computes all."""
+    return {} if shape == (1, 1) else {"mesh": f"{shape[0]}x{shape[1]}"}
+
+
 @contextmanager
 def mesh(shape: Shape) -> Iterator[None]:
     """Has the functions of `population` compute on a mesh of `shape`; one device needs none."""
@@ -83,17 +88,33 @@ def mesh(shape: Shape) -> Iterator[None]:
 
 def divide(tree: PyTree) -> PyTree:
     """`tree`, whose leaves have an axis of networks first, each part where its networks are."""
-    return _put(tree, jax.P("networks"))
+    return _put(tree, _of_networks())
+
+
+def divided_shapes(tree: PyTree) -> PyTree:
+    """The shapes of `tree`, as those of the arrays that `divide` gives."""
+    place = _of_networks()
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree
+    )
 
 
 def share(tree: PyTree) -> PyTree:
     """`tree` on every device, whole."""
-    return _put(tree, jax.P())
-
-
-def _put(tree: PyTree, spec: jax.sharding.PartitionSpec) -> PyTree:
     mesh = jax.sharding.get_mesh()
-    return jax.device_put(tree) if mesh.empty else jax.device_put(tree, NamedSharding(mesh, spec))
+    return _put(tree, None if mesh.empty else NamedSharding(mesh, jax.P()))
+
+
+def _of_networks() -> NamedSharding | None:
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return None
+    # Of an axis of length 1 compiled programs forget the name.
+    return NamedSharding(mesh, jax.P("networks") if mesh.shape["networks"] > 1 else jax.P())
+
+
+def _put(tree: PyTree, place: NamedSharding | None) -> PyTree:
+    return jax.device_put(tree, place) if jax.tree.leaves(tree) else tree
 
 
 def to_host(tree: PyTree) -> PyTree:

@@ -21,11 +21,12 @@ def environment() -> dict[str, str]:
 
 
 def device_name() -> str:
-    """The device that runs, in words."""
-    device = jax.devices()[0]
+    """The devices that run, in words."""
+    device, count = jax.devices()[0], jax.device_count()
+    name = device.device_kind
     if device.platform == "cpu":
-        return f"CPU ({platform.machine()}, {_cores()} cores)"
-    return device.device_kind
+        name = f"CPU ({platform.machine()}, {_cores()} cores)"
+    return name if count == 1 else f"{count} x {name}"
 
 
 def _cores() -> int | None:

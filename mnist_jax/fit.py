@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from mnist_jax import checkpoint, data, population, rundir
+from mnist_jax import checkpoint, data, devices, population, rundir
 from mnist_jax.config import (
     Config,
     InputError,
@@ -47,6 +47,7 @@ def fit(
     saving: Saving = SAVING,
     resume: bool = False,
     tensorboard: bool = False,
+    mesh: devices.Shape | None = None,
 ) -> Run:
     """Trains the networks of `config`, counts their test errors once, and keeps it all in `out`.
 
@@ -61,6 +62,7 @@ def fit(
         resume: go on with the run in `out` from its newest whole checkpoint, as if it had never
             stopped; start it where there is none, and leave it alone where it is finished.
         tensorboard: also write event files for TensorBoard, to `out`/tensorboard.
+        mesh: among how many devices networks and batches are divided (see `devices.mesh_shape`).
 
     Raises:
         InputError: the data, the config or the folder cannot be used, and nothing is left behind.
@@ -84,15 +86,16 @@ def fit(
         training, validation = data.hold_out(dataset.train, config.validation_images)
     train_images, (height, width) = len(training.labels), training.images.shape[1:]
     recipe = make_recipe(config, height * width, len(dataset.class_names), train_images)
-    info = describe(dataset, training, validation)
+    shape = devices.mesh_shape(config.seeds, config.batch_size, mesh)
     about = {
         **to_json(config),
         "recipe": name_of(make_recipe),
-        **{"data": info, "environment": environment()},
+        "data": describe(dataset, training, validation),
+        "environment": environment() | devices.in_words(shape),
     }
     out = out or new_folder(config)
 
-    with rundir.claimed(out):
+    with rundir.claimed(out), devices.mesh(shape):
         rundir.require_free(out, resume)  # another process may have been here
         folder, about = (None, about) if rundir.is_free(out) else find_checkpoint(out, about)
         keys = population.keys(config.all_seeds)
@@ -112,12 +115,12 @@ def fit(
             flush=True,
         )
         with _timed(seconds, "compile"), memory_errors(config):
-            training, validation = jax.device_put((training, validation))
+            training, validation = devices.share((training, validation))
             side_by_side, _ = population.compile_ahead(
-                recipe, keys, training, dataset.test, config.batch_size
+                *(recipe, keys, training, devices.share(dataset.test), config.batch_size)
             )
             states = checkpoint.load(folder, shapes) if folder else population.init(recipe, keys)
-            run = run._replace(states=jax.block_until_ready(states))
+            run = run._replace(states=jax.block_until_ready(devices.divide(states)))
         with (
             listening(patient=True) as received,
             Keeper(out, about, saving, list(records)) as keeper,

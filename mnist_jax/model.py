@@ -8,12 +8,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from mnist_jax.config import Config, is_off
+from mnist_jax.config import Config, Precision, is_off
 from mnist_jax.preprocess import AnyArray, Inputs, Number
 
 PyTree = Any
 """Nested containers of arrays."""
 
+
+PRECISIONS: dict[Precision, dict[str, Any]] = {
+    "auto": {},  # as XLA does it on each device
+    "float32": {"precision": jax.lax.Precision.HIGHEST},
+    "tf32": {"precision": jax.lax.Precision.HIGH},
+    "bfloat16": {"dtype": jnp.bfloat16},
+}
+"""The options of a dense layer."""
 
 EPSILON = 1e-5
 """What batch normalisation adds to a variance before it divides."""
@@ -102,25 +110,32 @@ class MLP(nn.Module):
     dropout: Number = 0.0
     input_noise: Number = 0.0
     noise: Number = 0.0
+    precision: Precision = "auto"
     batch_norm: bool = False
     batch_norm_decay: float = 0.99  # of the statistics, which are for evaluation alone
 
     @nn.compact
     def __call__(self, inputs: Inputs, train: bool) -> Float[Array, "n classes"]:
         """The logits; noise, dropout and the statistics of the batch are on when `train` is."""
+        options = PRECISIONS[self.precision]
         x = Noise(self.input_noise)(inputs, train)
         x = Dropout(self.input_dropout)(x, train)
         for width in self.hidden:
-            x = nn.Dense(width, kernel_init=self.initializer)(x)
+            x = nn.Dense(width, kernel_init=self.initializer, **options)(x)
             if self.batch_norm:
                 x = nn.BatchNorm(
-                    use_running_average=not train, momentum=self.batch_norm_decay, epsilon=EPSILON
+                    use_running_average=not train,
+                    momentum=self.batch_norm_decay,
+                    epsilon=EPSILON,
+                    dtype=options.get("dtype"),
                 )(x)
             x = Noise(self.noise)(x, train)
             x = self.activation(jnp.asarray(x))
             x = Dropout(self.dropout)(x, train)
-        logits = nn.Dense(self.classes, kernel_init=self.initializer, dot_general=into_few_columns)
-        return logits(x)
+        logits = nn.Dense(
+            self.classes, kernel_init=self.initializer, dot_general=into_few_columns, **options
+        )
+        return logits(x).astype(jnp.float32)
 
 
 class Layer(NamedTuple):
@@ -186,6 +201,7 @@ def mlp(config: Config, pixels: int, classes: int) -> Model:
         classes=classes,
         activation=getattr(jax.nn, config.activation),
         initializer=getattr(jax.nn.initializers, config.initializer)(),
+        precision=config.precision,
         batch_norm=config.batch_norm,
         batch_norm_decay=0.0,
     )

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from mnist_jax import prng, train
+from mnist_jax import devices, prng, train
 from mnist_jax.data import Examples
 from mnist_jax.model import PyTree
 from mnist_jax.preprocess import Images, Inputs
@@ -28,7 +28,7 @@ def divided(function: Callable[..., Any]) -> Callable[..., Any]:
 
     A device computes its own networks as if there were no others; none waits for another.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    if jax.sharding.get_abstract_mesh().shape.get("networks", 1) == 1:
         return function
     specs = jax.P("networks"), jax.P()
     return jax.shard_map(
@@ -56,7 +56,7 @@ def with_divided_batches(recipe: Recipe) -> Recipe:
 
 def keys(seeds: Sequence[int]) -> Key[Array, "seeds"]:
     """The key of each seed."""
-    return _keys(np.asarray(seeds, np.uint32))
+    return devices.divide(_keys(np.asarray(seeds, np.uint32)))
 
 
 _keys = jax.jit(jax.vmap(prng.key))
@@ -72,14 +72,14 @@ def init(recipe: Recipe, keys: Key[Array, "seeds"]) -> TrainState:
 def side_by_side(states: TrainState) -> int:
     """How many of these networks (or of their shapes) train fastest at the same time.
 
-    On an accelerator all of them. On a CPU as many as its cache holds: there a step of more takes
-    longer than the steps of fewer, one after the other.
+    On an accelerator all that are its own. On a CPU as many as its cache holds: there a step of
+    more takes longer than the steps of fewer, one after the other.
     """
-    seeds = len(states.step)
+    seeds = len(states.step) // jax.sharding.get_abstract_mesh().shape.get("networks", 1)
     if jax.default_backend() != "cpu":
         return seeds
     leaves = jax.tree.leaves(states)
-    bytes_each = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // seeds
+    bytes_each = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // len(states.step)
     groups = -(-seeds // max(CPU_CACHE_BYTES // bytes_each, 1))
     # Of one size if they can be: a smaller last group is compiled as a program of its own.
     return -(-seeds // groups)
@@ -167,7 +167,8 @@ def compile_ahead(
     """
     with ThreadPoolExecutor() as pool:
         compiling = [pool.submit(init.lower(recipe, keys).compile)]
-        states = jax.eval_shape(partial(init, recipe), keys)._replace(numbers=numbers)
+        shapes = jax.eval_shape(partial(init, recipe), keys)._replace(numbers=numbers)
+        states = devices.divided_shapes(shapes)
         together = side_by_side(states)
         epoch = train_epoch.lower(recipe, states, training, keys, batch_size, together)
         compiling.append(pool.submit(epoch.compile))

@@ -36,7 +36,7 @@ ALLOWED = {
     "train": {"augment", "config", "data", "model", "optim", "preprocess"},
     "search": {"config"},
     "devices": {"config"},
-    "population": {"data", "model", "preprocess", "prng", "train"},
+    "population": {"data", "devices", "model", "preprocess", "prng", "train"},
     "report": {
         *("checkpoint", "config", "data", "model", "plots", "population", "preprocess", "prng"),
         *("rundir", "train"),
@@ -56,8 +56,9 @@ ALLOWED = {
         "train",
     },
     "fit": {
-        *("checkpoint", "config", "data", "environment", "interrupts", "keeper", "optim"),
-        *("population", "preprocess", "progress", "report", "resume", "rundir", "train", "watch"),
+        *("checkpoint", "config", "data", "devices", "environment", "interrupts", "keeper"),
+        *("optim", "population", "preprocess", "progress", "report", "resume", "rundir", "train"),
+        "watch",
     },
     "trials": {
         *("config", "data", "devices", "model", "population", "progress", "search", "train"),
