@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import numpy as np
 import psutil
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 
 from mnist_jax.config import InputError
@@ -118,8 +120,10 @@ def _put(tree: PyTree, place: NamedSharding | None) -> PyTree:
 
 
 def to_host(tree: PyTree) -> PyTree:
-    """`tree` as NumPy's arrays."""
-    return jax.device_get(tree)
+    """`tree` as NumPy's arrays, whole, and nobody else's, in every process."""
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.tree.map(np.array, jax.device_get(tree))
 
 
 def free_bytes() -> int:

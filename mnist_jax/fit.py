@@ -11,9 +11,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Int, Key
 
-from mnist_jax import checkpoint, data, devices, population, rundir
+from mnist_jax import checkpoint, data, devices, population, processes, rundir
 from mnist_jax.config import (
     Config,
     InputError,
@@ -25,14 +25,14 @@ from mnist_jax.config import (
 from mnist_jax.data import Dataset, Examples
 from mnist_jax.environment import device_name, environment, versions
 from mnist_jax.interrupts import Received, listening
-from mnist_jax.keeper import Keeper
+from mnist_jax.keeper import Follower, Keeper
 from mnist_jax.optim import learning_rate_schedule
 from mnist_jax.preprocess import Images
 from mnist_jax.progress import progress, say
 from mnist_jax.report import Run, draw, in_words, is_finished, measure, memory_errors
 from mnist_jax.resume import find_checkpoint, mend
 from mnist_jax.rundir import Json
-from mnist_jax.train import MakeRecipe, default_recipe, steps_per_epoch
+from mnist_jax.train import MakeRecipe, TrainState, default_recipe, steps_per_epoch
 from mnist_jax.watch import Watcher, require_tensorboard, watchers
 
 SAVING = Saving()
@@ -78,7 +78,7 @@ def fit(
         require_tensorboard()
     if resume and not out:
         raise InputError("--resume needs --out RUN, the folder of the run to go on with")
-    if out:
+    if out and processes.leads():
         rundir.require_free(out, resume)
     with _timed(seconds, "data"):
         dataset = dataset or data.load(config.dataset, config.data_dir)
@@ -93,43 +93,55 @@ def fit(
         "data": describe(dataset, training, validation),
         "environment": environment() | devices.in_words(shape),
     }
-    out = out or new_folder(config)
+    out = Path(processes.of_leader(lambda: str(out or new_folder(config))))
+    keys = population.keys(config.all_seeds)
+    shapes = jax.eval_shape(partial(population.init, recipe), keys)
+    run = Run(out, config, (height, width), dataset.class_names, dataset.sha256, recipe, shapes)
 
-    with rundir.claimed(out), devices.mesh(shape):
-        rundir.require_free(out, resume)  # another process may have been here
-        folder, about = (None, about) if rundir.is_free(out) else find_checkpoint(out, about)
-        keys = population.keys(config.all_seeds)
-        shapes = jax.eval_shape(partial(population.init, recipe), keys)
-        run = Run(out, config, (height, width), dataset.class_names, dataset.sha256, recipe, shapes)
-        records = rundir.read_metrics(folder) if folder else []
-        if folder and is_finished(out, folder):
-            mend(out, folder)
+    with _folder(out, resume, about) as (folder, about):
+        records = processes.of_leader(lambda: rundir.read_metrics(folder) if folder else [])
+        finished = processes.of_leader(lambda: bool(folder and is_finished(out, folder)))
+        resuming = processes.of_leader(lambda: folder is not None)
+
+        def kept() -> TrainState:
+            load = partial(checkpoint.load, folder or out, shapes)
+            return processes.arrays_of_leader(load, shapes)
+
+        if finished:
+            if folder:
+                mend(out, folder)
             nothing = "; there is nothing for TensorBoard to watch" if tensorboard else ""
             print(f"{out} is finished already{nothing}", flush=True)
-            return run._replace(states=checkpoint.load(folder, shapes))
-        (out / "summary.json").unlink(missing_ok=True)
+            return run._replace(states=kept())
         print(
             f"{dataset.name}: {train_images:,} images to train on, {len(validation.labels):,} to "
             f"validate, {len(dataset.test.labels):,} to test, {height} x {width} pixels; "
             f"on {device_name()}",
             flush=True,
         )
-        with _timed(seconds, "compile"), memory_errors(config):
-            training, validation = devices.share((training, validation))
+        with _timed(seconds, "compile"), memory_errors(config), devices.mesh(shape):
+            keys, (training, validation) = (
+                devices.divide(keys),
+                devices.share((training, validation)),
+            )
             side_by_side, _ = population.compile_ahead(
                 *(recipe, keys, training, devices.share(dataset.test), config.batch_size)
             )
-            states = checkpoint.load(folder, shapes) if folder else population.init(recipe, keys)
+            states = kept() if resuming else population.init(recipe, keys)
             run = run._replace(states=jax.block_until_ready(devices.divide(states)))
         with (
             listening(patient=True) as received,
-            Keeper(out, about, saving, list(records)) as keeper,
+            _keeper(out, about, saving, list(records)) as keeper,
         ):
-            watching = watchers(run, records, tensorboard)
-            run = _train(
-                run, training, validation, side_by_side, keeper, watching, seconds, received
-            )
-            summary = _test(run, dataset, training.images, keeper, seconds)
+            watching = watchers(run, records, tensorboard) if processes.leads() else []
+            with devices.mesh(shape):
+                run = _train(
+                    *(run, keys, training, validation, side_by_side),
+                    *(keeper, watching, seconds, received),
+                )
+                summary = _test(run, dataset, keys, training.images, keeper, seconds)
+            if shape != (1, 1):
+                run = run._replace(states=devices.to_host(run.states))
             if keeper.lost:
                 raise Rescued(None, f"{keeper.lost}. What it came to: {in_words(summary)}")
             summary |= {"resumed_from_epoch": len(records), "seconds": seconds}
@@ -148,6 +160,28 @@ def fit(
         if keeper.failure:
             raise Rescued(keeper.run, f"{keeper.failure}. The whole run is in {keeper.run} instead")
         return run._replace(path=keeper.run)
+
+
+@contextmanager
+def _folder(out: Path, resume: bool, about: Json) -> Iterator[tuple[Path | None, Json]]:
+    """Makes `out` a run's folder, and finds the checkpoint to go on from, and its config.json.
+
+    Of several processes that is for the first to do.
+    """
+    if not processes.leads():
+        yield None, about
+        return
+    with rundir.claimed(out):
+        rundir.require_free(out, resume)  # another process may have been here
+        folder, about = (None, about) if rundir.is_free(out) else find_checkpoint(out, about)
+        if not (folder and is_finished(out, folder)):
+            (out / "summary.json").unlink(missing_ok=True)
+        yield folder, about
+
+
+def _keeper(out: Path, about: Json, saving: Saving, records: list[Json]) -> Keeper:
+    leads = processes.leads()
+    return Keeper(out, about, saving, records) if leads else Follower(out, about, records)
 
 
 def describe(dataset: Dataset, training: Examples, validation: Examples) -> Json:
@@ -177,6 +211,7 @@ def name_of(make_recipe: Callable[..., object]) -> str:
 
 def _train(
     run: Run,
+    keys: Key[Array, "seeds"],
     training: Examples,
     validation: Examples,
     side_by_side: int,
@@ -187,20 +222,20 @@ def _train(
 ) -> Run:
     """`run` after its last epoch, or after the one in which the last of its networks stopped."""
     config, recipe, states, records = run.config, run.recipe, run.states, keeper.records
-    keys = population.keys(config.all_seeds)
     steps = steps_per_epoch(len(training.labels), config.batch_size)
     seen = steps * config.batch_size
     stopped = _stopped(records, config)
     seconds |= {"train": sum(record["seconds"] for record in records), "evaluate": 0.0}
+    _, stopping = _agreed(keeper, received)
     with progress(config.epochs, config.seeds, len(records)) as show, memory_errors(config):
         for epoch in range(len(records) + 1, config.epochs + 1):
-            if received.number or all(stopped):
+            if stopping or all(stopped):
                 break
             start = time.perf_counter()
             states, metrics = population.train_epoch(
                 recipe, states, training, keys, config.batch_size, side_by_side
             )
-            metrics, step = jax.device_get((metrics, states.step))
+            metrics, step = devices.to_host((metrics, states.step))
             taken = time.perf_counter() - start
             seconds["train"] += taken
             record: Json = {
@@ -214,7 +249,7 @@ def _train(
             if len(validation.labels):
                 with _timed(seconds, "evaluate"):
                     settled = population.settle(recipe, states, training.images, keys)
-                    evaluation = jax.device_get(population.evaluate(recipe, settled, validation))
+                    evaluation = devices.to_host(population.evaluate(recipe, settled, validation))
                 percent = 100 * evaluation.errors / len(validation.labels)
                 record |= {
                     "validation_loss": evaluation.loss.tolist(),
@@ -230,34 +265,47 @@ def _train(
             if any(stopped):
                 record["stopped_at_step"] = stopped.tolist()
             record |= {"seconds": taken, "images_per_second": seen * config.seeds / taken}
-            keeper.epoch_done(record, states)
+            keeper.epoch_done(record)
+            due, stopping = _agreed(keeper, received)
+            if due:
+                keeper.begin_checkpoint(devices.to_host(states))
             show(record)
             for watcher in watching:
                 watcher.epoch_done(record, states)
     with _timed(seconds, "save"):
-        keeper.training_done(states)
-    if received.number:
+        keeper.training_done(devices.to_host(states))
+    if stopping:
         done = f"stopped after epoch {len(records)} of {config.epochs}"
         if keeper.lost:
-            raise Interrupted(received.number, None, f"{done}. {keeper.lost}")
+            raise Interrupted(stopping, None, f"{done}. {keeper.lost}")
         raise Interrupted(
-            received.number, keeper.run, f"{keeper.failure}; {done}" if keeper.failure else done
+            stopping, keeper.run, f"{keeper.failure}; {done}" if keeper.failure else done
         )
     return run._replace(states=states)
 
 
+def _agreed(keeper: Keeper, received: Received) -> tuple[bool, int]:
+    """Whether a checkpoint is made now, and the signal that any process received, or 0."""
+    due, signals = zip(*processes.of_all(keeper.is_due(), received.number or 0), strict=True)
+    return any(due), max(signals)
+
+
 def _test(
-    run: Run, dataset: Dataset, training: Images, keeper: Keeper, seconds: dict[str, float]
+    run: Run,
+    dataset: Dataset,
+    keys: Key[Array, "seeds"],
+    training: Images,
+    keeper: Keeper,
+    seconds: dict[str, float],
 ) -> Json:
     """The summary of `run`, but for the time it took."""
     config, parts = run.config, keeper.config["data"]
     with _timed(seconds, "evaluate"):
         result = measure(run, dataset.test)
         if run.states.average is not None:
-            keys = population.keys(config.all_seeds)
             last = run.states._replace(average=None)
             last = population.settle(run.recipe, last, training, keys)
-            evaluation = jax.device_get(population.evaluate(run.recipe, last, dataset.test))
+            evaluation = devices.to_host(population.evaluate(run.recipe, last, dataset.test))
             result["test_errors_of_last_weights"] = evaluation.errors.tolist()
     steps = steps_per_epoch(parts["train_images"], config.batch_size)
     stopped, last_step = _stopped(keeper.records, config), keeper.records[-1]["step"]

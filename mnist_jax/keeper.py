@@ -7,9 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import jax
-import numpy as np
-
 from mnist_jax import checkpoint, rundir
 from mnist_jax.config import Rescued, Saving
 from mnist_jax.progress import say
@@ -41,29 +38,31 @@ class Keeper:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
-    def epoch_done(self, record: Json, states: TrainState) -> None:
-        """Writes the line of an epoch, and begins a checkpoint where one is due.
-
-        Training waits for a copy of `states`; another thread writes it. At most one is being
-        written.
-        """
+    def epoch_done(self, record: Json) -> None:
+        """Writes the line of an epoch."""
         self.records.append(record)
         for step in (self._write_metrics, self._look_after_checkpoint):
             try:
                 step(self.run)
             except DiskError as error:
                 say(f"{error}. Training goes on, and will try again")
-        now, epoch = time.monotonic(), len(self.records)
-        minutes, epochs = (now - self._last_checkpoint[0]) / 60, epoch - self._last_checkpoint[1]
+
+    def is_due(self) -> bool:
+        """Whether a checkpoint ought to be made now. At most one is being written."""
+        seconds, epoch = self._last_checkpoint
+        minutes, epochs = (time.monotonic() - seconds) / 60, len(self.records) - epoch
         due = minutes >= self.saving.checkpoint_minutes or epochs >= self.saving.checkpoint_epochs
-        if due and not self._writing:
-            self._last_checkpoint = now, epoch
-            copy = jax.tree.map(np.array, states)  # training overwrites the original
-            self._writing = self._pool.submit(self._checkpoint, self.run, copy, epoch)
+        return due and not self._writing
+
+    def begin_checkpoint(self, states: TrainState) -> None:
+        """Has another thread write `states`, of NumPy arrays that nobody else overwrites."""
+        epoch = len(self.records)
+        self._last_checkpoint = time.monotonic(), epoch
+        self._writing = self._pool.submit(self._checkpoint, self.run, states, epoch)
 
     def training_done(self, states: TrainState) -> None:
         """Writes the last checkpoint; where it cannot be written anywhere, `lost` says why."""
-        self._states = jax.tree.map(np.asarray, states)
+        self._states = states
         try:
             self._wait()
         except DiskError as error:
@@ -138,3 +137,31 @@ class Keeper:
         writing, self._writing = self._writing, None
         if writing:
             writing.result()
+
+
+class Follower(Keeper):
+    """The keeper of a process that trains along with another, which writes."""
+
+    def __init__(self, run: Path, config: Json, records: list[Json]) -> None:
+        self.run, self.config, self.records = run, config, records
+        self.failure, self.lost = None, None
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def epoch_done(self, record: Json) -> None:
+        """Remembers the line of an epoch."""
+        self.records.append(record)
+
+    def is_due(self) -> bool:
+        """That is for the other process to say."""
+        return False
+
+    def begin_checkpoint(self, states: TrainState) -> None:
+        """Writes nothing."""
+
+    def training_done(self, states: TrainState) -> None:
+        """Writes nothing."""
+
+    def keep(self, write: Callable[[Path], object]) -> None:
+        """Writes nothing."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mnist_jax import checkpoint, data, population, prng, rundir
+from mnist_jax import checkpoint, data, devices, population, prng, rundir
 from mnist_jax.config import MOST, Config, InputError, from_json
 from mnist_jax.data import Dataset, Examples
 from mnist_jax.model import Layer, layers
@@ -135,10 +135,11 @@ def load_data(run: Run, data_dir: Path | None = None) -> Dataset:
 def measure(run: Run, examples: Examples) -> dict[str, Any]:
     """What goes into the summary about the test set; std is over seeds (n - 1), None for one."""
     with memory_errors(run.config):
-        evaluation = jax.device_get(population.evaluate(run.recipe, run.states, examples))
+        evaluation = devices.to_host(population.evaluate(run.recipe, run.states, examples))
         answers = None
         if len(evaluation.loss) > 1:
-            answers = ensemble(population.predict(run.recipe, run.states, examples.images))
+            logits = population.predict(run.recipe, run.states, examples.images)
+            answers = ensemble(devices.to_host(logits))
     errors, counts = evaluation.errors, evaluation.confusion.sum(axis=0)
     percent = 100 * errors / len(examples.labels)
     by_class = 100 * np.diag(counts) / np.maximum(counts.sum(axis=1), 1)

@@ -36,10 +36,11 @@ ALLOWED = {
     "train": {"augment", "config", "data", "model", "optim", "preprocess"},
     "search": {"config"},
     "devices": {"config"},
+    "processes": set(),
     "population": {"data", "devices", "model", "preprocess", "prng", "train"},
     "report": {
-        *("checkpoint", "config", "data", "model", "plots", "population", "preprocess", "prng"),
-        *("rundir", "train"),
+        *("checkpoint", "config", "data", "devices", "model", "plots", "population", "preprocess"),
+        *("prng", "rundir", "train"),
     },
     "keeper": {"checkpoint", "config", "progress", "rundir", "train"},
     "resume": {"checkpoint", "config", "progress", "report", "rundir"},
@@ -57,8 +58,8 @@ ALLOWED = {
     },
     "fit": {
         *("checkpoint", "config", "data", "devices", "environment", "interrupts", "keeper"),
-        *("optim", "population", "preprocess", "progress", "report", "resume", "rundir", "train"),
-        "watch",
+        *("optim", "population", "preprocess", "processes", "progress", "report", "resume"),
+        *("rundir", "train", "watch"),
     },
     "trials": {
         *("config", "data", "devices", "model", "population", "progress", "search", "train"),

@@ -46,12 +46,13 @@ class Watched:
         out = train_epoch(*args)
         late.append(len(compiled) - before)
         kept.append(placed == places(out[0]))
+        spread.append(len(out[0].step.sharding.device_set))
         return out
 population.train_epoch = Watched()
 meshes = {"plain": ((1, 1), (8, 1), None), "rich": ((1, 1), (4, 2), (2, 4), (1, 8))}
 for kind, config in kinds.items():
     for mesh in meshes[kind]:
-        late, kept = [], []
+        late, kept, spread = [], [], []
         run = fit(config, folder / f"{kind}-{mesh}", mesh=mesh)
         weights = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(run.states.params)])
         np.save(folder / f"{kind}-{mesh}.npy", weights)
@@ -60,7 +61,7 @@ for kind, config in kinds.items():
             "metrics": rundir.read_metrics(run.path),
             "summary": rundir.read_summary(run.path),
             "late": sum(late), "kept": all(kept), "mesh": environment.get("mesh"),
-            "devices": len(run.states.step.sharding.device_set),
+            "devices": spread[-1],
         }
 (folder / "found.json").write_text(json.dumps(found))
 """

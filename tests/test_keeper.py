@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from mnist_jax import checkpoint, data, report, rundir
+from mnist_jax import checkpoint, data, devices, report, rundir
 from mnist_jax.config import Config, InputError, Interrupted, Rescued, Saving
 from mnist_jax.fit import fit
 from mnist_jax.keeper import Keeper
@@ -28,15 +28,14 @@ class Stop(Exception):
 def stopping_after(epoch):
     """A method for Keeper that lets the checkpoint of `epoch` be finished, and stops the run."""
 
-    def epoch_done(self, record, states):
-        original(self, record, states)
-        if self._writing:
-            self._wait()  # so that there is one for every epoch
-        if record["epoch"] == epoch:
+    def begin_checkpoint(self, states):
+        original(self, states)
+        self._wait()  # so that there is one for every epoch
+        if len(self.records) == epoch:
             raise Stop
 
-    original = Keeper.epoch_done
-    return epoch_done
+    original = Keeper.begin_checkpoint
+    return begin_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def whole(tmp_path_factory):
 def part(tmp_path, monkeypatch):
     """The folder of a run that was stopped after epoch 3, with a checkpoint of each epoch."""
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "epoch_done", stopping_after(3))
+        patch.setattr(Keeper, "begin_checkpoint", stopping_after(3))
         with pytest.raises(Stop):
             fit(SMALL, tmp_path / "part", saving=OFTEN)
     assert [folder.name for folder in checkpoint.all_of(tmp_path / "part")] == ["132", "88", "44"]
@@ -102,7 +101,7 @@ def test_statistics_averages_noise_and_deformations_resume_too(epoch, tmp_path, 
     )  # fmt: skip
     whole = fit(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "epoch_done", stopping_after(epoch))
+        patch.setattr(Keeper, "begin_checkpoint", stopping_after(epoch))
         with pytest.raises(Stop):
             fit(config, tmp_path / "part", saving=OFTEN)
     fit(config, tmp_path / "part", resume=True)
@@ -152,9 +151,9 @@ def test_a_damaged_last_checkpoint_makes_way_for_another(whole, tmp_path, monkey
     (folder,) = checkpoint.all_of(run)
     (folder / "SHA256SUMS").write_bytes(b"")
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "epoch_done", stopping_after(2))
+        patch.setattr(Keeper, "begin_checkpoint", stopping_after(2))
         with pytest.raises(Stop):
-            fit(SMALL, run, resume=True)
+            fit(SMALL, run, resume=True, saving=OFTEN)
     assert not (run / "summary.json").exists()  # it would be about a run that is not done
     fit(SMALL, run, resume=True)
     assert_same(run, whole)
@@ -246,7 +245,7 @@ def test_data_may_move(tmp_path, monkeypatch):
     for place in places:
         write_idx(place, tiny_arrays())
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "epoch_done", stopping_after(1))
+        patch.setattr(Keeper, "begin_checkpoint", stopping_after(1))
         with pytest.raises(Stop):
             fit(Config(**{**vars(config), "data_dir": places[0]}), tmp_path / "run", saving=OFTEN)
     fit(Config(**{**vars(config), "data_dir": places[1]}), tmp_path / "run", resume=True)
@@ -322,7 +321,7 @@ def failing(times, original):
 
 def test_metrics_that_cannot_be_written_keep_no_checkpoint_back(tmp_path, monkeypatch):
     monkeypatch.setattr(rundir, "append_metrics", failing(10**9, None))
-    monkeypatch.setattr(Keeper, "epoch_done", stopping_after(3))
+    monkeypatch.setattr(Keeper, "begin_checkpoint", stopping_after(3))
     with pytest.raises(Stop):
         fit(SMALL, tmp_path / "run", saving=OFTEN)
     folders = checkpoint.all_of(tmp_path / "run")
@@ -365,10 +364,13 @@ def test_a_checkpoint_is_of_the_epoch_after_which_it_was_begun(tmp_path, monkeyp
     monkeypatch.setattr(checkpoint, "save", slow)
     states = TrainState({"w": np.zeros(3)}, {}, (), np.array([44]))
     with Keeper(tmp_path, {}, Saving(checkpoint_epochs=1), []) as keeper:
-        keeper.epoch_done({"epoch": 1}, states)
+        keeper.epoch_done({"epoch": 1})
+        assert keeper.is_due()
+        keeper.begin_checkpoint(devices.to_host(states))
         for leaf in (states.params["w"], states.step):
             leaf += 44
-        keeper.epoch_done({"epoch": 2}, states)
+        keeper.epoch_done({"epoch": 2})
+        assert not keeper.is_due()  # one is being written
         begun.set()
     assert written == [(44, [0.0, 0.0, 0.0], [{"epoch": 1}])]
 
@@ -514,10 +516,10 @@ def test_a_signal_while_testing_comes_too_late(tmp_path, whole, monkeypatch):
 
 
 def test_a_signal_while_training_ends_the_epoch(tmp_path, whole, monkeypatch):
-    def and_a_signal(self, record, states):
+    def and_a_signal(self, record):
         if record["epoch"] == 2:
             signal.raise_signal(signal.SIGINT)
-        original(self, record, states)
+        original(self, record)
 
     original = Keeper.epoch_done
     with monkeypatch.context() as patch:
