@@ -1,6 +1,6 @@
 """Checkpoints: all that a run needs to go on, in a folder that is whole or absent.
 
-    RUN/checkpoints/N/arrays/        the state of all seeds after step N, as Orbax writes it
+    RUN/checkpoints/N/arrays/*.npy   the state of all seeds after step N, as NumPy writes it
     RUN/checkpoints/N/config.json    the run's own, as it was then
     RUN/checkpoints/N/metrics.jsonl
     RUN/checkpoints/N/SHA256SUMS     of all of these, as sha256sum(1) writes and checks them
@@ -9,16 +9,10 @@ A checkpoint is made under another name and renamed, the older ones are removed 
 nothing but a hash function reads a file whose sum is not yet found right.
 """
 
-import gc
 import hashlib
-import logging
 import os
 import shutil
-import sys
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,36 +41,28 @@ def save(
     Raises:
         DiskError: the disk is full or not to be written to, and all is as it was before.
     """
-    from orbax.checkpoint import v1 as ocp  # a quarter of a second
-
     folder = run / "checkpoints"
     new = folder / f".{step}.tmp"
+    arrays = _named(state)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _require_room(folder, sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + ROOM)
-    except OSError as error:
-        raise rundir.cannot_write(folder, error) from None
-    problem = None
-    with _quiet_array_store():
-        try:
-            shutil.rmtree(new, ignore_errors=True)
-            new.mkdir()
-            context = ocp.Context()
-            # Then no array takes more memory than its file takes on the disk.
-            context.array.saving.use_compression = False
-            with context:
-                ocp.save(str(new.absolute() / "arrays"), state)
-            rundir.write_config(new, config)
-            rundir.write_metrics(new, records)
-            rundir.write_bytes(new / SUMS, _sums(new))
-            new.rename(folder / str(step))
-            _sync(folder)
-        except Exception as error:  # the array store has many kinds
-            problem = error if isinstance(error, DiskError) else rundir.cannot_write(folder, error)
-            gc.collect()  # now, not when someone listens again
-    if problem:
+        _require_room(folder, sum(array.nbytes for array in arrays.values()) + ROOM)
         shutil.rmtree(new, ignore_errors=True)
-        raise problem
+        (new / "arrays").mkdir(parents=True)
+        for name, array in arrays.items():
+            with (new / "arrays" / f"{name}.npy").open("xb") as stream:
+                np.save(stream, array, allow_pickle=False)
+                stream.flush()
+                os.fsync(stream.fileno())
+        rundir.write_config(new, config)
+        rundir.write_metrics(new, records)
+        rundir.write_bytes(new / SUMS, _sums(new))
+        new.rename(folder / str(step))
+        _sync(folder)
+    except (OSError, DiskError) as error:
+        shutil.rmtree(new, ignore_errors=True)
+        known = isinstance(error, DiskError)
+        raise (error if known else rundir.cannot_write(folder, error)) from None
     for old in all_of(run)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -115,43 +101,41 @@ def clear(run: Path, folder: Path | None) -> None:
 def load(folder: Path, like: PyTree) -> PyTree:
     """The state of a whole checkpoint, on the device, in the structure and shapes of `like`.
 
-    It takes no more memory than the files of `folder` take on the disk, twice.
+    It takes no more memory than the files of `folder` take on the disk.
 
     Raises:
         InputError: it holds other arrays.
     """
-    from orbax.checkpoint import v1 as ocp
-
-    path = folder / "arrays"
-    # One zero each, which all entries share.
-    wanted = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), like)
-    problem, state = "", None
-    with _quiet_array_store():
+    paths = {path.stem: path for path in (folder / "arrays").glob("*.npy")}
+    problem, found = "", {}
+    for name, leaf in _named(like).items():
         try:
-            found = ocp.metadata(str(path.absolute())).metadata
-            on_disk = sum(file.stat().st_size for file in path.rglob("*"))
-            # The array store takes shapes that differ badly, so they are compared first.
-            if _shapes(found) != _shapes(wanted):
+            # What it takes on the disk is known before it is read.
+            array = np.load(paths[name], mmap_mode="r", allow_pickle=False)
+            if array.dtype.kind == "V":  # NumPy has no name for bfloat16
+                array = array.view(leaf.dtype)
+            if (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
                 problem = "it holds arrays of other shapes than the config asks for"
-            elif sum(leaf.nbytes for leaf in jax.tree.leaves(wanted)) > on_disk:
-                problem = "its files are smaller than its arrays"
-            else:
-                state = ocp.load(str(path.absolute()), wanted)
-        except MemoryError:
-            raise
-        except Exception as error:  # whatever a strange file makes the array store raise
+            found[name] = array
+        except KeyError:
+            problem = f"it has no {name}"
+        except (OSError, ValueError) as error:
             problem = rundir.one_line(error)
-        gc.collect()  # now, not when someone listens again
-    if problem:
+    if problem or len(found) < len(paths):
+        problem = problem or "it holds more arrays than the config asks for"
         raise InputError(f"{folder} cannot be used ({problem}); train the run anew")
-    return jax.device_put(state)
+    leaves = [np.array(array) for array in found.values()]
+    return jax.device_put(jax.tree.unflatten(jax.tree.structure(like), leaves))
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    """The leaves of `tree` by their way from its root, such as params.Dense_0.kernel."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _require_room(folder: Path, size: int) -> None:
-    """Raises OSError where a full disk or a quota leaves no room for `size` bytes.
-
-    Where the array store finds that out, its threads print tracebacks that nothing can catch.
-    """
+    """Raises OSError where a full disk or a quota leaves no room for `size` bytes."""
     if hasattr(os, "posix_fallocate"):  # everywhere but on macOS and Windows
         with tempfile.TemporaryFile(dir=folder) as stream:
             os.posix_fallocate(stream.fileno(), 0, size)
@@ -167,10 +151,6 @@ def _sync(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _shapes(state: PyTree) -> list[str]:
-    return sorted(f"{leaf.dtype}{tuple(leaf.shape)}" for leaf in jax.tree.leaves(state))
-
-
 def _sums(folder: Path) -> bytes:
     """The SHA-256 of every file in `folder` but hidden ones, which are not ours, a line each."""
     lines = []
@@ -180,21 +160,3 @@ def _sums(folder: Path) -> bytes:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
             lines.append(f"{digest}  {file.relative_to(folder).as_posix()}\n")
     return "".join(lines).encode()
-
-
-@contextmanager
-def _quiet_array_store() -> Iterator[None]:
-    """Keeps Orbax from logging what it raises, and the tasks it drops then from complaining."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        sys.unraisablehook = hook
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import psutil
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 
@@ -36,12 +35,21 @@ def mesh_shape(
         InputError: the devices, the networks or the batches cannot be divided as asked.
     """
     count = jax.device_count()
+    together = jax.process_count() > 1
     if asked is None:
         across = count if filled and networks > count else math.gcd(networks, count)
-        return across, math.gcd(batch_size, count // across)
+        within = math.gcd(batch_size, count // across)
+        if together and across * within < count:
+            raise InputError(
+                f"{networks} networks and --batch-size {batch_size} cannot be divided among all "
+                f"{count} devices of these processes; choose multiples of {count}"
+            )
+        return across, within
     across, within = asked
     problem = None
-    if across * within > count:
+    if together and across * within != count:
+        problem = f"all {count} devices of these processes"
+    elif across * within > count:
         problem = f"at most the {count} device{'s' * (count > 1)} here"
     elif networks % across and not filled:
         problem = f"first a number that divides the {networks} networks"
@@ -116,7 +124,16 @@ def _of_networks() -> NamedSharding | None:
 
 
 def _put(tree: PyTree, place: NamedSharding | None) -> PyTree:
-    return jax.device_put(tree, place) if jax.tree.leaves(tree) else tree
+    if place is None or jax.process_count() == 1:
+        return jax.device_put(tree, place) if jax.tree.leaves(tree) else tree
+
+    def put(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return leaf  # computed where it belongs
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, place, lambda part: host[part])
+
+    return jax.tree.map(put, tree)
 
 
 def to_host(tree: PyTree) -> PyTree:
@@ -128,6 +145,8 @@ def to_host(tree: PyTree) -> PyTree:
 
 def free_bytes() -> int:
     """The memory that networks may take on each device."""
+    import psutil  # a hundredth of a second
+
     sizes = jax.devices()[0].memory_stats()
     if sizes and "bytes_limit" in sizes:
         return int(SHARE * (sizes["bytes_limit"] - sizes.get("bytes_in_use", 0)))

@@ -94,8 +94,7 @@ def fit(
         "environment": environment() | devices.in_words(shape),
     }
     out = Path(processes.of_leader(lambda: str(out or new_folder(config))))
-    keys = population.keys(config.all_seeds)
-    shapes = jax.eval_shape(partial(population.init, recipe), keys)
+    shapes = jax.eval_shape(partial(population.init, recipe), population.keys(config.all_seeds))
     run = Run(out, config, (height, width), dataset.class_names, dataset.sha256, recipe, shapes)
 
     with _folder(out, resume, about) as (folder, about):
@@ -120,10 +119,8 @@ def fit(
             flush=True,
         )
         with _timed(seconds, "compile"), memory_errors(config), devices.mesh(shape):
-            keys, (training, validation) = (
-                devices.divide(keys),
-                devices.share((training, validation)),
-            )
+            keys = population.keys(config.all_seeds)
+            training, validation = devices.share((training, validation))
             side_by_side, _ = population.compile_ahead(
                 *(recipe, keys, training, devices.share(dataset.test), config.batch_size)
             )

@@ -56,7 +56,7 @@ def with_divided_batches(recipe: Recipe) -> Recipe:
 
 def keys(seeds: Sequence[int]) -> Key[Array, "seeds"]:
     """The key of each seed."""
-    return _keys(np.asarray(seeds, np.uint32))
+    return _keys(devices.divide(np.asarray(seeds, np.uint32)))
 
 
 _keys = jax.jit(jax.vmap(prng.key))

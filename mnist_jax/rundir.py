@@ -17,7 +17,6 @@ import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -232,8 +231,6 @@ def _disk_errors(path: Path) -> Iterator[None]:
 def cannot_write(path: Path, error: Exception) -> DiskError:
     """The DiskError that says why `path` could not be written, and what to do."""
     reason = error.strerror if isinstance(error, OSError) else None
-    if number := re.search(r"os_error_code='(\d+)'", str(error)):  # from the array store
-        reason = os.strerror(int(number[1]))
     full = reason in [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
     remedy = "free some space or choose another --out" if full else "choose another --out"
     return DiskError(f"cannot write {path}: {reason or one_line(error)}; {remedy}")

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import psutil
-from jaxtyping import Array, Key
 
 from mnist_jax import devices, population
 from mnist_jax.config import VARIABLE, Config
@@ -36,7 +35,7 @@ class Networks(NamedTuple):
     """What some trials of one program train with; repeated ones fill the devices up."""
 
     recipe: Recipe
-    keys: Key[Array, "networks"]
+    seeds: list[int]
     numbers: PyTree  # by name, where they differ
     mesh: tuple[int, int]
 
@@ -109,16 +108,16 @@ class Trainer:
             name: np.array([getattr(config, name) for config, _ in each], np.float32)
             for name in varying
         }
-        return Networks(recipe, population.keys([seed for _, seed in each]), numbers or (), mesh)
+        return Networks(recipe, [seed for _, seed in each], numbers or (), mesh)
 
     def _at_once(self, key: Hashable, trials: Sequence[Trial]) -> int:
         """How many of `trials` memory holds together; their program is compiled then."""
         count = len(trials)
         while True:
-            recipe, keys, numbers, mesh = self._networks(key, trials[:count])
+            recipe, seeds, numbers, mesh = self._networks(key, trials[:count])
             with self._timed("compile"), devices.mesh(mesh):
                 *_, needed = population.compile_ahead(
-                    *(recipe, devices.divide(keys)),
+                    *(recipe, population.keys(seeds)),
                     *(devices.share(self.training), devices.share(self.validation)),
                     trials[0].config.batch_size,
                     devices.divide(numbers),
@@ -139,13 +138,13 @@ class Trainer:
         keep: bool,
         tell: Callable[[int, str], None],
     ) -> list[Row]:
-        recipe, keys, numbers, mesh = networks
+        recipe, all_seeds, numbers, mesh = networks
         seeds, batch_size = part[0].config.seeds, part[0].config.batch_size
         count = len(part) * seeds  # without those that fill up
         loss = np.array([])
         with devices.mesh(mesh):
             training, validation = devices.share((self.training, self.validation))
-            keys, numbers = devices.divide((keys, numbers))
+            keys, numbers = population.keys(all_seeds), devices.divide(numbers)
             states = population.init(recipe, keys)._replace(numbers=numbers)
             if so_far:
                 kept = [self._states[trial.number][1] for trial in part]

@@ -112,7 +112,7 @@ def test_allowed_imports_have_no_cycle():
 def test_importing_is_light():
     code = (
         "import sys, mnist_jax.fit, mnist_jax.export, mnist_jax.cli\n"
-        "heavy = {'tensorflow', 'tensorflow_datasets', 'matplotlib', 'orbax', 'sklearn', 'PIL'}\n"
+        "heavy = {'tensorflow', 'tensorflow_datasets', 'matplotlib', 'sklearn', 'PIL'}\n"
         "heavy |= {'tensorboardX', 'IPython', 'onnx', 'safetensors'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
