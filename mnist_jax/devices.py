@@ -101,8 +101,13 @@ def divided_shapes(tree: PyTree) -> PyTree:
 
 def share(tree: PyTree) -> PyTree:
     """`tree` on every device, whole."""
+    return _put(tree, everywhere())
+
+
+def everywhere() -> NamedSharding | None:
+    """Where `share` puts a tree; None is the only device."""
     mesh = jax.sharding.get_mesh()
-    return _put(tree, None if mesh.empty else NamedSharding(mesh, jax.P()))
+    return None if mesh.empty else NamedSharding(mesh, jax.P())
 
 
 def _of_networks() -> NamedSharding | None:

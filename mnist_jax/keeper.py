@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,8 +24,16 @@ class Keeper:
     goes to another folder if it has to, and `run` is that folder then.
     """
 
-    def __init__(self, run: Path, config: Json, saving: Saving, records: list[Json]) -> None:
+    def __init__(
+        self,
+        run: Path,
+        config: Json,
+        saving: Saving,
+        records: list[Json],
+        parts: Sequence[Json] = (),
+    ) -> None:
         self.run, self.config, self.saving, self.records = run, config, saving, records
+        self.parts = [*parts]  # what came of the shards of the epoch under way
         self.failure: DiskError | None = None  # why `run` is not the folder that was asked for
         self.lost: Rescued | None = None
         rundir.write_config(run, config)
@@ -48,6 +56,17 @@ class Keeper:
         written.
         """
         self.records.append(record)
+        self.parts = []
+        self._write(states)
+
+    def shard_done(self, part: Json, states: TrainState, shards: int) -> None:
+        """Begins a checkpoint in the middle of an epoch where one is due; at its end it is due to
+        `epoch_done`."""
+        self.parts = [*self.parts, part]
+        if len(self.parts) < shards:
+            self._write(states)
+
+    def _write(self, states: TrainState) -> None:
         for step in (self._write_metrics, self._look_after_checkpoint):
             try:
                 step(self.run)
@@ -59,7 +78,7 @@ class Keeper:
         if due and not self._writing:
             self._last_checkpoint = now, epoch
             copy = jax.tree.map(np.array, states)  # training overwrites the original
-            self._writing = self._pool.submit(self._checkpoint, self.run, copy, epoch)
+            self._writing = self._pool.submit(self._checkpoint, self.run, copy, epoch, self.parts)
 
     def training_done(self, states: TrainState) -> None:
         """Writes the last checkpoint; where it cannot be written anywhere, `lost` says why."""
@@ -93,7 +112,7 @@ class Keeper:
         self._write_metrics(run)
         step = int(self._states.step[0])
         if not (run / "checkpoints" / str(step)).is_dir():
-            self._checkpoint(run, self._states, len(self.records))
+            self._checkpoint(run, self._states, len(self.records), self.parts)
 
     def _other_folder(self, failure: DiskError) -> Path:
         """A new folder, on another disk as it may be, with all of the run so far."""
@@ -124,10 +143,10 @@ class Keeper:
             rundir.write_metrics(run, self.records)
         self._lines = len(self.records)
 
-    def _checkpoint(self, run: Path, states: TrainState, epoch: int) -> None:
+    def _checkpoint(self, run: Path, states: TrainState, epoch: int, parts: list[Json]) -> None:
         step, records = int(states.step[0]), self.records[:epoch]
         keep = self.saving.keep_checkpoints
-        checkpoint.save(run, step, states, self.config, records, keep)
+        checkpoint.save(run, step, states, self.config, records, keep, parts)
 
     def _look_after_checkpoint(self, _: Path) -> None:
         if self._writing and self._writing.done():
