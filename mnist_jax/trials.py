@@ -212,7 +212,7 @@ def _by(key: Callable[[Trial], Hashable], trials: Iterable[Trial]) -> list[tuple
     return list(groups.items())
 
 
-def _finite(number: np.floating | None) -> float | None:
+def _finite(number: Array | np.floating | None) -> float | None:
     return None if number is None or not np.isfinite(number) else float(number)
 
 
