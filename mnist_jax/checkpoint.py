@@ -3,6 +3,7 @@
     RUN/checkpoints/N/arrays/*.npy   the state of all seeds after step N, as NumPy writes it
     RUN/checkpoints/N/config.json    the run's own, as it was then
     RUN/checkpoints/N/metrics.jsonl
+    RUN/checkpoints/N/shards.jsonl   what came of an epoch so far, if step N is in the middle of one
     RUN/checkpoints/N/SHA256SUMS     of all of these, as sha256sum(1) writes and checks them
 
 A checkpoint is made under another name and renamed, the older ones are removed after that, and
@@ -13,6 +14,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,17 @@ ROOM = 2**18
 
 
 def save(
-    run: Path, step: int, state: PyTree, config: Json, records: list[Json], keep: int = 1
+    run: Path,
+    step: int,
+    state: PyTree,
+    config: Json,
+    records: list[Json],
+    keep: int = 1,
+    parts: Sequence[Json] = (),
 ) -> None:
     """Writes the checkpoint of `step`, then removes all but the newest `keep`.
 
-    `state` is a pytree of NumPy arrays.
+    `state` is a pytree of NumPy arrays; `parts` are the shards of the epoch under way.
 
     Raises:
         DiskError: the disk is full or not to be written to, and all is as it was before.
@@ -56,6 +64,8 @@ def save(
                 os.fsync(stream.fileno())
         rundir.write_config(new, config)
         rundir.write_metrics(new, records)
+        if parts:
+            rundir.write_shards(new, [*parts])
         rundir.write_bytes(new / SUMS, _sums(new))
         new.rename(folder / str(step))
         _sync(folder)

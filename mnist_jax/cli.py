@@ -376,10 +376,13 @@ class Samples:
         if not 1 <= self.count <= 400:
             raise InputError(f"--count {self.count} cannot be used: it takes 1 to 400")
         _require_picture_file("--out", self.out)
+        import numpy as np
+
         from mnist_jax import data, plots
 
         dataset = data.load(self.dataset, self.data_dir)
-        first = dataset.train.images[: self.count], dataset.train.labels[: self.count]
+        images, labels = dataset.train
+        first = np.asarray(images[: self.count]), labels[: self.count]
         figure = plots.samples(*first, dataset.class_names, f"{dataset.name}: the first images")
         _save_picture("--out", self.out, figure)
         print(f"{dataset.name}: the first {len(first[1])} training images, in {self.out}")

@@ -130,6 +130,10 @@ class Config:
     batch_size: int = 128
     """Images in one step; what is left over at the end of an epoch waits for the next shuffle."""
 
+    shard_images: int = 0
+    """How many training images are on the device at once, at most (and as many that are on their
+    way); 0 is all, or 128 MiB of them where the dataset stays on disk."""
+
     optimizer: Optimizer = "sgd"
     """What takes the steps."""
 
@@ -187,6 +191,8 @@ class Config:
         require(self, "hidden", widths, f"widths from 1 to {MOST}, 1000 at most")
         for name in ("epochs", "batch_size", "seeds"):
             require(self, name, 1 <= getattr(self, name) <= MOST, f"1 to {MOST}")
+        enough = self.shard_images == 0 or self.shard_images >= self.batch_size
+        require(self, "shard_images", enough, f"--batch-size {self.batch_size} or more, or 0")
         for name in ("validation_images", "warmup_steps"):
             require(self, name, getattr(self, name) >= 0, "0 or more")
         shares = ("input_dropout", "dropout", "momentum", "label_smoothing", "ema_decay", "scale")

@@ -17,6 +17,7 @@ from jaxtyping import Integer, UInt8
 from mnist_jax import sources
 from mnist_jax.config import InputError
 from mnist_jax.download import DATA_VARIABLE, IDX_NAMES, DataUnavailable
+from mnist_jax.on_disk import ImagesOnDisk
 from mnist_jax.sources import Arrays
 
 MNIST_SHA256 = (
@@ -53,7 +54,8 @@ CLASS_NAMES: dict[str, tuple[str, ...]] = {
 class Examples(NamedTuple):
     """Images with their labels; a pytree, so it goes to the device as one."""
 
-    # Any: arrays of NumPy or JAX. Naming JAX's would import it, and it is imported while data load.
+    # Any: arrays of NumPy or JAX, or images on disk. Naming JAX's would import it, and it is
+    # imported while data load.
     images: UInt8[Any, "n height width"]
     labels: Integer[Any, "n"]
 
@@ -131,7 +133,7 @@ def default_folder(name: str) -> str | None:
 
 
 def hold_out(examples: Examples, count: int) -> tuple[Examples, Examples]:
-    """All but the last `count` examples to train on, and those to validate with.
+    """All but the last `count` examples to train on, and those, read, to validate with.
 
     Raises:
         InputError: nothing would be left to train on.
@@ -144,12 +146,14 @@ def hold_out(examples: Examples, count: int) -> tuple[Examples, Examples]:
         )
     return (
         Examples(examples.images[:cut], examples.labels[:cut]),
-        Examples(examples.images[cut:], examples.labels[cut:]),
+        Examples(np.asarray(examples.images[cut:]), examples.labels[cut:]),
     )
 
 
-def sha256_as_idx(array: UInt8[np.ndarray, "..."]) -> str:
-    """SHA-256 of the plain IDX file that would hold `array`."""
+def sha256_as_idx(array: UInt8[np.ndarray, "..."] | ImagesOnDisk) -> str:
+    """SHA-256 of the plain IDX file that would hold `array`, or does."""
+    if isinstance(array, ImagesOnDisk):
+        return array.sha256()
     header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
     hashed = hashlib.sha256(header)
     hashed.update(np.ascontiguousarray(array).data)

@@ -98,7 +98,7 @@ def mesh(shape: Shape) -> Iterator[None]:
 
 def divide(tree: PyTree) -> PyTree:
     """`tree`, whose leaves have an axis of networks first, each part where its networks are."""
-    return _put(tree, _of_networks())
+    return put(tree, _of_networks())
 
 
 def divided_shapes(tree: PyTree) -> PyTree:
@@ -111,8 +111,13 @@ def divided_shapes(tree: PyTree) -> PyTree:
 
 def share(tree: PyTree) -> PyTree:
     """`tree` on every device, whole."""
+    return put(tree, everywhere())
+
+
+def everywhere() -> NamedSharding | None:
+    """Where `share` puts a tree; None is the only device."""
     mesh = jax.sharding.get_mesh()
-    return _put(tree, None if mesh.empty else NamedSharding(mesh, jax.P()))
+    return None if mesh.empty else NamedSharding(mesh, jax.P())
 
 
 def _of_networks() -> NamedSharding | None:
@@ -123,17 +128,18 @@ def _of_networks() -> NamedSharding | None:
     return NamedSharding(mesh, jax.P("networks") if mesh.shape["networks"] > 1 else jax.P())
 
 
-def _put(tree: PyTree, place: NamedSharding | None) -> PyTree:
+def put(tree: PyTree, place: NamedSharding | None) -> PyTree:
+    """`tree` at `place`; None is the only device."""
     if place is None or jax.process_count() == 1:
         return jax.device_put(tree, place) if jax.tree.leaves(tree) else tree
 
-    def put(leaf: Any) -> jax.Array:
+    def put_one(leaf: Any) -> jax.Array:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return leaf  # computed where it belongs
         host = np.asarray(leaf)
         return jax.make_array_from_callback(host.shape, place, lambda part: host[part])
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(put_one, tree)
 
 
 def to_host(tree: PyTree) -> PyTree:

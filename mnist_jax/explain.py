@@ -18,6 +18,7 @@ from mnist_jax.model import Layer, layers
 from mnist_jax.preprocess import Inputs, Labels
 from mnist_jax.progress import bar, is_live, say
 from mnist_jax.report import Run, dense_layers
+from mnist_jax.shards import Feed
 from mnist_jax.train import TrainState, steps_per_epoch
 
 COST_IMAGES = 1000
@@ -57,14 +58,14 @@ class Trajectory(NamedTuple):
 
 def train_again(run: Run, training: Examples) -> Trajectory:
     """The way of the first seed to where `run` is: a run repeats to the bit, so nobody kept it."""
-    batch_size = run.config.batch_size
-    done = int(run.states.step[0]) // steps_per_epoch(len(training.labels), batch_size)
+    batch_size, feed = run.config.batch_size, Feed(run.config, training)
+    done = int(run.states.step[0]) // steps_per_epoch(feed.plan.used, batch_size)
     kept = sorted({round(epoch) for epoch in np.linspace(0, done, FRAMES)})
-    examples, keys = jax.device_put(training), population.keys([run.config.seed])
+    keys = population.keys([run.config.seed])
     states = population.init(run.recipe, keys)
 
     def taken_apart(states: TrainState) -> tuple[Layer, ...]:
-        settled = population.settle(run.recipe, states, examples.images, keys)
+        settled = population.settle(run.recipe, states, feed.settling, keys)
         state = jax.tree.map(lambda leaf: np.array(leaf[0]), settled)
         return layers(state.weights, state.model_state)
 
@@ -73,7 +74,11 @@ def train_again(run: Run, training: Examples) -> Trajectory:
         say(f"training again, {done} epochs, to see how it came there")
     with bar(total=done, desc="training again") as shown:
         for epoch in range(1, done + 1):
-            states, _ = population.train_epoch(run.recipe, states, examples, keys, batch_size, 1)
+            for shard in range(feed.plan.shards):
+                states, _ = population.train_epoch(
+                    *(run.recipe, states, feed.take(epoch, shard), keys, batch_size, 1)
+                )
+                jax.block_until_ready(states)  # before one more shard comes
             if epoch in kept:
                 path.append(taken_apart(states))
             shown.update()
@@ -100,7 +105,7 @@ def figures(run: Run, dataset: Dataset, image: int = 0) -> Iterator[tuple[str, F
         raise InputError(f"--image {image} cannot be used: it takes 0 to {len(test.labels) - 1}")
     training, _ = data.hold_out(dataset.train, run.config.validation_images)
     hidden = len(network.layers) - 1
-    searched = Examples(*(array[:SEARCHED_IMAGES] for array in training))
+    searched = Examples(*(np.asarray(array[:SEARCHED_IMAGES]) for array in training))
     inputs = recipe.preprocess(searched.images)
     signals = [np.asarray(signal) for signal in inside.signals(network, inputs)]
     for layer in range(max(hidden, 1)):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from mnist_jax import checkpoint, data, devices, population, processes, rundir
+from mnist_jax import checkpoint, data, devices, population, processes, rundir, shards
 from mnist_jax.config import (
     Config,
     InputError,
@@ -27,11 +27,11 @@ from mnist_jax.environment import device_name, environment, versions
 from mnist_jax.interrupts import Received, listening
 from mnist_jax.keeper import Follower, Keeper
 from mnist_jax.optim import learning_rate_schedule
-from mnist_jax.preprocess import Images
 from mnist_jax.progress import progress, say
 from mnist_jax.report import Run, draw, in_words, is_finished, measure, memory_errors
 from mnist_jax.resume import find_checkpoint, mend
 from mnist_jax.rundir import Json
+from mnist_jax.shards import Feed
 from mnist_jax.train import MakeRecipe, TrainState, default_recipe, steps_per_epoch
 from mnist_jax.watch import Watcher, require_tensorboard, watchers
 
@@ -85,7 +85,8 @@ def fit(
         config = as_used(config, dataset)
         training, validation = data.hold_out(dataset.train, config.validation_images)
     train_images, (height, width) = len(training.labels), training.images.shape[1:]
-    recipe = make_recipe(config, height * width, len(dataset.class_names), train_images)
+    plan = shards.plan(config, train_images)
+    recipe = make_recipe(config, height * width, len(dataset.class_names), plan.used)
     shape = devices.mesh_shape(config.seeds, config.batch_size, mesh)
     about = {
         **to_json(config),
@@ -99,6 +100,7 @@ def fit(
 
     with _folder(out, resume, about) as (folder, about):
         records = processes.of_leader(lambda: rundir.read_metrics(folder) if folder else [])
+        parts = processes.of_leader(lambda: rundir.read_shards(folder) if folder else [])
         finished = processes.of_leader(lambda: bool(folder and is_finished(out, folder)))
         resuming = processes.of_leader(lambda: folder is not None)
 
@@ -112,31 +114,32 @@ def fit(
             nothing = "; there is nothing for TensorBoard to watch" if tensorboard else ""
             print(f"{out} is finished already{nothing}", flush=True)
             return run._replace(states=kept())
+        at_once = "" if plan.is_whole else f" ({plan.size:,} at once)"
         print(
-            f"{dataset.name}: {train_images:,} images to train on, {len(validation.labels):,} to "
-            f"validate, {len(dataset.test.labels):,} to test, {height} x {width} pixels; "
-            f"on {device_name()}",
+            f"{dataset.name}: {train_images:,} images to train on{at_once}, "
+            f"{len(validation.labels):,} to validate, {len(dataset.test.labels):,} to test, "
+            f"{height} x {width} pixels; on {device_name()}",
             flush=True,
         )
         with _timed(seconds, "compile"), memory_errors(config), devices.mesh(shape):
             keys = population.keys(config.all_seeds)
-            training, validation = devices.share((training, validation))
+            feed, validation = Feed(config, training), devices.share(validation)
             side_by_side, _ = population.compile_ahead(
-                *(recipe, keys, training, devices.share(dataset.test), config.batch_size)
+                *(recipe, keys, feed.like, devices.share(dataset.test), config.batch_size)
             )
             states = kept() if resuming else population.init(recipe, keys)
             run = run._replace(states=jax.block_until_ready(devices.divide(states)))
         with (
             listening(patient=True) as received,
-            _keeper(out, about, saving, list(records)) as keeper,
+            _keeper(out, about, saving, list(records), parts) as keeper,
         ):
             watching = watchers(run, records, tensorboard) if processes.leads() else []
             with devices.mesh(shape):
                 run = _train(
-                    *(run, keys, training, validation, side_by_side),
+                    *(run, keys, feed, validation, side_by_side),
                     *(keeper, watching, seconds, received),
                 )
-                summary = _test(run, dataset, keys, training.images, keeper, seconds)
+                summary = _test(run, dataset, keys, feed, keeper, seconds)
             if shape != (1, 1):
                 run = run._replace(states=devices.to_host(run.states))
             if keeper.lost:
@@ -176,9 +179,12 @@ def _folder(out: Path, resume: bool, about: Json) -> Iterator[tuple[Path | None,
         yield folder, about
 
 
-def _keeper(out: Path, about: Json, saving: Saving, records: list[Json]) -> Keeper:
-    leads = processes.leads()
-    return Keeper(out, about, saving, records) if leads else Follower(out, about, records)
+def _keeper(
+    out: Path, about: Json, saving: Saving, records: list[Json], parts: list[Json]
+) -> Keeper:
+    if processes.leads():
+        return Keeper(out, about, saving, records, parts)
+    return Follower(out, about, records, parts)
 
 
 def describe(dataset: Dataset, training: Examples, validation: Examples) -> Json:
@@ -209,7 +215,7 @@ def name_of(make_recipe: Callable[..., object]) -> str:
 def _train(
     run: Run,
     keys: Key[Array, "seeds"],
-    training: Examples,
+    feed: Feed,
     validation: Examples,
     side_by_side: int,
     keeper: Keeper,
@@ -219,33 +225,48 @@ def _train(
 ) -> Run:
     """`run` after its last epoch, or after the one in which the last of its networks stopped."""
     config, recipe, states, records = run.config, run.recipe, run.states, keeper.records
-    steps = steps_per_epoch(len(training.labels), config.batch_size)
+    steps = steps_per_epoch(feed.plan.used, config.batch_size)
     seen = steps * config.batch_size
     stopped = _stopped(records, config)
-    seconds |= {"train": sum(record["seconds"] for record in records), "evaluate": 0.0}
+    before = [*records, *keeper.parts]
+    seconds |= {"train": sum(record["seconds"] for record in before), "evaluate": 0.0}
     _, stopping = _agreed(keeper, received)
     with progress(config.epochs, config.seeds, len(records)) as show, memory_errors(config):
         for epoch in range(len(records) + 1, config.epochs + 1):
             if stopping or all(stopped):
                 break
-            start = time.perf_counter()
-            states, metrics = population.train_epoch(
-                recipe, states, training, keys, config.batch_size, side_by_side
-            )
-            metrics, step = devices.to_host((metrics, states.step))
-            taken = time.perf_counter() - start
-            seconds["train"] += taken
+            for shard in range(len(keeper.parts), feed.plan.shards):
+                start = time.perf_counter()
+                states, metrics = population.train_epoch(
+                    *(recipe, states, feed.take(epoch, shard), keys, config.batch_size),
+                    side_by_side,
+                )
+                metrics = devices.to_host(metrics)
+                taken = time.perf_counter() - start
+                seconds["train"] += taken
+                keeper.shard_done({"shard": shard, **shards.to_json(metrics), "seconds": taken})
+                if len(keeper.parts) < feed.plan.shards:  # the last one ends the epoch, see below
+                    due, stopping = _agreed(keeper, received)
+                    if due:
+                        keeper.begin_checkpoint(devices.to_host(states))
+                    if stopping:
+                        break
+            if len(keeper.parts) < feed.plan.shards:
+                break
+            parts = list(map(shards.from_json, keeper.parts))
+            metrics = shards.combined(parts, steps // len(parts))
+            taken = sum(part["seconds"] for part in keeper.parts)
             record: Json = {
                 "epoch": epoch,
-                "step": int(step[0]),
+                "step": epoch * steps,
                 "train_loss": metrics.loss.tolist(),
                 "train_error_percent": (100 * metrics.errors / seen).tolist(),
             }
             if epoch == config.epochs:  # as it is kept
-                states = population.settle(recipe, states, training.images, keys)
+                states = population.settle(recipe, states, feed.settling, keys)
             if len(validation.labels):
                 with _timed(seconds, "evaluate"):
-                    settled = population.settle(recipe, states, training.images, keys)
+                    settled = population.settle(recipe, states, feed.settling, keys)
                     evaluation = devices.to_host(population.evaluate(recipe, settled, validation))
                 percent = 100 * evaluation.errors / len(validation.labels)
                 record |= {
@@ -273,6 +294,8 @@ def _train(
         keeper.training_done(devices.to_host(states))
     if stopping:
         done = f"stopped after epoch {len(records)} of {config.epochs}"
+        if keeper.parts:
+            done += f" and {len(keeper.parts)} of {feed.plan.shards} shards of the next"
         if keeper.lost:
             raise Interrupted(stopping, None, f"{done}. {keeper.lost}")
         raise Interrupted(
@@ -291,7 +314,7 @@ def _test(
     run: Run,
     dataset: Dataset,
     keys: Key[Array, "seeds"],
-    training: Images,
+    feed: Feed,
     keeper: Keeper,
     seconds: dict[str, float],
 ) -> Json:
@@ -301,10 +324,10 @@ def _test(
         result = measure(run, dataset.test)
         if run.states.average is not None:
             last = run.states._replace(average=None)
-            last = population.settle(run.recipe, last, training, keys)
+            last = population.settle(run.recipe, last, feed.settling, keys)
             evaluation = devices.to_host(population.evaluate(run.recipe, last, dataset.test))
             result["test_errors_of_last_weights"] = evaluation.errors.tolist()
-    steps = steps_per_epoch(parts["train_images"], config.batch_size)
+    steps = steps_per_epoch(feed.plan.used, config.batch_size)
     stopped, last_step = _stopped(keeper.records, config), keeper.records[-1]["step"]
     finite = np.isfinite(np.array(result["test_loss"], float))
     stopped = np.where((stopped == 0) & ~finite, last_step, stopped)
@@ -343,7 +366,8 @@ def _divergence(config: Config, steps_per_epoch: int, i: int, step: int) -> Json
 
 
 def as_used(config: Config, dataset: Dataset) -> Config:
-    """`config` with the dataset that was had, and the folder it came from."""
+    """`config` with the dataset that was had, the folder it came from, and shards it can have."""
+    config = dataclasses.replace(config, shard_images=shards.shard_images(config, dataset.train))
     folder = config.data_dir or data.default_folder(dataset.name)
     if dataset.name == "digits" or not folder:
         return dataclasses.replace(config, dataset=dataset.name, data_dir=None)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run that trains ends its epoch and is saved, anything else ends at once."""
+"""Ctrl-C and SIGTERM: what trains ends its epoch or shard and is saved, all else ends at once."""
 
 import os
 import signal

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,8 +21,16 @@ class Keeper:
     goes to another folder if it has to, and `run` is that folder then.
     """
 
-    def __init__(self, run: Path, config: Json, saving: Saving, records: list[Json]) -> None:
+    def __init__(
+        self,
+        run: Path,
+        config: Json,
+        saving: Saving,
+        records: list[Json],
+        parts: Sequence[Json] = (),
+    ) -> None:
         self.run, self.config, self.saving, self.records = run, config, saving, records
+        self.parts = [*parts]  # what came of the shards of the epoch under way
         self.failure: DiskError | None = None  # why `run` is not the folder that was asked for
         self.lost: Rescued | None = None
         rundir.write_config(run, config)
@@ -41,6 +49,15 @@ class Keeper:
     def epoch_done(self, record: Json) -> None:
         """Writes the line of an epoch."""
         self.records.append(record)
+        self.parts = []
+        self._write()
+
+    def shard_done(self, part: Json) -> None:
+        """Remembers what came of a shard, until its epoch is done."""
+        self.parts = [*self.parts, part]
+        self._write()
+
+    def _write(self) -> None:
         for step in (self._write_metrics, self._look_after_checkpoint):
             try:
                 step(self.run)
@@ -56,9 +73,9 @@ class Keeper:
 
     def begin_checkpoint(self, states: TrainState) -> None:
         """Has another thread write `states`, of NumPy arrays that nobody else overwrites."""
-        epoch = len(self.records)
+        epoch, parts = len(self.records), self.parts
         self._last_checkpoint = time.monotonic(), epoch
-        self._writing = self._pool.submit(self._checkpoint, self.run, states, epoch)
+        self._writing = self._pool.submit(self._checkpoint, self.run, states, epoch, parts)
 
     def training_done(self, states: TrainState) -> None:
         """Writes the last checkpoint; where it cannot be written anywhere, `lost` says why."""
@@ -92,7 +109,7 @@ class Keeper:
         self._write_metrics(run)
         step = int(self._states.step[0])
         if not (run / "checkpoints" / str(step)).is_dir():
-            self._checkpoint(run, self._states, len(self.records))
+            self._checkpoint(run, self._states, len(self.records), self.parts)
 
     def _other_folder(self, failure: DiskError) -> Path:
         """A new folder, on another disk as it may be, with all of the run so far."""
@@ -123,10 +140,10 @@ class Keeper:
             rundir.write_metrics(run, self.records)
         self._lines = len(self.records)
 
-    def _checkpoint(self, run: Path, states: TrainState, epoch: int) -> None:
+    def _checkpoint(self, run: Path, states: TrainState, epoch: int, parts: list[Json]) -> None:
         step, records = int(states.step[0]), self.records[:epoch]
         keep = self.saving.keep_checkpoints
-        checkpoint.save(run, step, states, self.config, records, keep)
+        checkpoint.save(run, step, states, self.config, records, keep, parts)
 
     def _look_after_checkpoint(self, _: Path) -> None:
         if self._writing and self._writing.done():
@@ -142,8 +159,8 @@ class Keeper:
 class Follower(Keeper):
     """The keeper of a process that trains along with another, which writes."""
 
-    def __init__(self, run: Path, config: Json, records: list[Json]) -> None:
-        self.run, self.config, self.records = run, config, records
+    def __init__(self, run: Path, config: Json, records: list[Json], parts: list[Json]) -> None:
+        self.run, self.config, self.records, self.parts = run, config, records, parts
         self.failure, self.lost = None, None
 
     def __exit__(self, *_: object) -> None:
@@ -152,6 +169,11 @@ class Follower(Keeper):
     def epoch_done(self, record: Json) -> None:
         """Remembers the line of an epoch."""
         self.records.append(record)
+        self.parts = []
+
+    def shard_done(self, part: Json) -> None:
+        """Remembers what came of a shard."""
+        self.parts = [*self.parts, part]
 
     def is_due(self) -> bool:
         """That is for the other process to say."""

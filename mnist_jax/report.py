@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mnist_jax import checkpoint, data, devices, population, prng, rundir
+from mnist_jax import checkpoint, data, devices, population, prng, rundir, shards
 from mnist_jax.config import MOST, Config, InputError, from_json
 from mnist_jax.data import Dataset, Examples
 from mnist_jax.model import Layer, layers
@@ -67,11 +67,16 @@ def load_run(path: Path) -> Run:
             f"{path / 'metrics.jsonl'} is not what {folder} was made with; {rundir.REMEDY}"
         )
     if not is_finished(path, folder):
-        epoch = len(rundir.read_metrics(folder))
-        print(f"{path} is not finished: this is how it stood after epoch {epoch}", file=sys.stderr)
+        epoch, parts = len(rundir.read_metrics(folder)), len(rundir.read_shards(folder))
+        more = f" and {parts} shards of the next" if parts else ""
+        print(
+            f"{path} is not finished: this is how it stood after epoch {epoch}{more}",
+            file=sys.stderr,
+        )
     height, width = info["image_shape"]
     class_names = tuple(info["class_names"])
-    recipe = default_recipe(config, height * width, len(class_names), info["train_images"])
+    used = shards.plan(config, info["train_images"]).used
+    recipe = default_recipe(config, height * width, len(class_names), used)
     keys = population.keys(config.all_seeds)
     states = checkpoint.load(folder, jax.eval_shape(partial(population.init, recipe), keys))
     return Run(path, config, (height, width), class_names, tuple(info["sha256"]), recipe, states)
@@ -102,12 +107,14 @@ def parse_config(kept: dict[str, Any], folder: Path) -> tuple[Config, dict[str, 
         about = {name: kept[name] for name in ("recipe", "data", "environment")}
         config = from_json({name: value for name, value in kept.items() if name not in about})
         info = kept["data"]
-        sizes = [*info["image_shape"], info["train_images"], info["test_images"]]
+        sizes = [*info["image_shape"], info["test_images"], info["train_images"]]
+        most = (MOST, MOST, MOST, 2**32 - 1)  # as many training images as an IDX file can count
         words = [kept["recipe"], *kept["environment"].values(), *info["class_names"]]
         words += info["sha256"]
-        if not all(type(size) is int and 0 < size <= MOST for size in sizes):
+        pairs = zip(sizes, most, strict=True)
+        if not all(type(size) is int and 0 < size <= limit for size, limit in pairs):
             raise InputError(f"sizes of {sizes}")
-        if len(sizes) != 4 or not all(type(word) is str for word in words):
+        if not all(type(word) is str for word in words):
             raise InputError(f"data of {info}")
     except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
         shown = error if isinstance(error, InputError) else repr(error)
@@ -218,7 +225,7 @@ def draw(run: Run, dataset: Dataset, summary: dict[str, Any], path: Path) -> lis
     network = f"{name}, seed {run.config.seed}"
     figures: dict[str, Figure] = {
         "samples": plots.samples(
-            *(dataset.train.images[:4], dataset.train.labels[:4], run.class_names),
+            *(np.asarray(dataset.train.images[:4]), dataset.train.labels[:4], run.class_names),
             f"{name}: the first images",
         ),
         "curves": plots.curves(rundir.read_metrics(path), summary, name),
@@ -232,7 +239,7 @@ def draw(run: Run, dataset: Dataset, summary: dict[str, Any], path: Path) -> lis
         ),
     }
     if run.recipe.augment is not as_they_are:
-        first, label = dataset.train.images[:1], dataset.train.labels[:1]
+        first, label = np.asarray(dataset.train.images[:1]), dataset.train.labels[:1]
         deformed = run.recipe.augment(prng.key(run.config.seed), first.repeat(25, axis=0))
         figures["deformations"] = plots.samples(
             *(np.asarray(deformed), label.repeat(25), run.class_names),
@@ -275,8 +282,9 @@ def memory_errors(config: Config) -> Iterator[None]:
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
             hidden = " ".join(map(str, config.hidden))
+            shard = f"--shard-images {config.shard_images}, " * (config.shard_images > 0)
             raise InputError(
-                f"the networks do not fit into memory; lower --hidden {hidden}, "
+                f"the networks do not fit into memory; lower --hidden {hidden}, {shard}"
                 f"--seeds {config.seeds} or --batch-size {config.batch_size}"
             ) from None
         raise

@@ -115,11 +115,25 @@ def append_metrics(run: Path, record: Json) -> None:
 
 def read_metrics(run: Path) -> list[Json]:
     """One record an epoch, from the first."""
-    file = run / "metrics.jsonl"
+    return _read_lines(run / "metrics.jsonl", "epoch", 1)
+
+
+def write_shards(run: Path, parts: list[Json]) -> None:
+    """Writes `shards.jsonl`, a line for each shard of an epoch that is under way."""
+    write_bytes(run / "shards.jsonl", "".join(map(_line, parts)).encode())
+
+
+def read_shards(run: Path) -> list[Json]:
+    """What `write_shards` wrote, if it did."""
+    file = run / "shards.jsonl"
+    return _read_lines(file, "shard", 0) if file.exists() else []
+
+
+def _read_lines(file: Path, number: str, first: int) -> list[Json]:
     try:
         records = [json.loads(line) for line in read_bytes(file).decode().splitlines()]
-        if [record["epoch"] for record in records] != [*range(1, len(records) + 1)]:
-            raise ValueError("its epochs are not 1, 2, 3, ...")
+        if [record[number] for record in records] != [*range(first, first + len(records))]:
+            raise ValueError(f"its {number}s are not {first}, {first + 1}, {first + 2}, ...")
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read ({one_line(error)}); {REMEDY}") from None
     return records

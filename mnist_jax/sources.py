@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -28,6 +28,7 @@ from mnist_jax.download import (
     published,
     replacing,
 )
+from mnist_jax.on_disk import ImagesOnDisk
 
 LARGEST_DATASET = 2**30
 """Bytes of the four arrays together; EMNIST's largest have 638 million.
@@ -35,14 +36,19 @@ LARGEST_DATASET = 2**30
 Reading takes at most three times as much memory: a file as it is, and twice what it unpacks to.
 """
 
+STAYS_ON_DISK = 3 * 2**28
+"""Bytes of a plain file of one's own training images that are read when they are needed, if it has
+more; the rest of LARGEST_DATASET is for the other arrays."""
+
 LARGEST_DIRECTORY = 2**16
 """Bytes of an npz file's list of contents; that of four arrays has some 250."""
 
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 """The four arrays of IDX_NAMES in Keras' mnist.npz."""
 
-Arrays = tuple[np.ndarray, ...]
-"""Training images and labels, test images and labels, as IDX_NAMES has them."""
+Arrays = tuple[Any, ...]
+"""Training images and labels, test images and labels, as IDX_NAMES has them: arrays of NumPy, but
+that training images may be on disk."""
 
 
 def parse_idx(content: bytes, source: object = "the file") -> UInt8[np.ndarray, "..."]:
@@ -51,6 +57,12 @@ def parse_idx(content: bytes, source: object = "the file") -> UInt8[np.ndarray, 
     Raises:
         InputError: the header is not that of such a file, or does not fit the content.
     """
+    shape = _shape(content, len(content), source)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+
+
+def _shape(content: bytes, length: int, source: object) -> tuple[int, ...]:
+    """What the header says that `content` begins with, where it fits the whole `length`."""
     if len(content) < 4 or content[:3] != b"\0\0\x08" or content[3] not in (1, 3):
         start = content[:4].hex(" ") or "nothing"
         raise InputError(
@@ -60,12 +72,12 @@ def parse_idx(content: bytes, source: object = "the file") -> UInt8[np.ndarray, 
     start = 4 + 4 * content[3]
     shape = tuple(int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4))
     size = start + math.prod(shape)
-    if len(content) != size:
+    if length != size:
         raise InputError(
             f"{source} does not fit its header: {' x '.join(map(str, shape))} values take "
-            f"{size} bytes, but it has {len(content)}; it is truncated or damaged, get it again"
+            f"{size} bytes, but it has {length}; it is truncated or damaged, get it again"
         )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return shape
 
 
 # From a folder of one's own
@@ -110,7 +122,21 @@ def _read_folder(name: str, path: Path) -> Arrays:
             )
     elif name not in ("mnist", "local"):
         print(f"{folder}: {name}'s checksums here are unknown, not verified", file=sys.stderr)
+    if name == "local" and (images := _on_disk(files[0])):
+        return images, *_decoded(name, files[1:], _read_files(files[1:]))
     return _decoded(name, files, _read_files(files))
+
+
+def _on_disk(file: Path) -> ImagesOnDisk | None:
+    """The images in `file`, if it is plain and so large that they stay there."""
+    if file.suffix == ".gz" or (length := file.stat().st_size) <= STAYS_ON_DISK:
+        return None
+    with file.open("rb") as stream:
+        header = stream.read(16)
+    match _shape(header, length, file):
+        case (count, height, width):
+            return ImagesOnDisk(file.absolute(), len(header), (count, height, width))
+    return None
 
 
 def _idx_names(name: str) -> list[str]:

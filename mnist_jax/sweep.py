@@ -81,7 +81,7 @@ def sweep(
     default = min(len(dataset.test.labels), len(dataset.train.labels) // 5)
     training, validation = data.hold_out(dataset.train, config.validation_images or default)
     trials = [
-        Trial(number, changes, dataclasses.replace(config, **changes))
+        Trial(number, changes, as_used(dataclasses.replace(config, **changes), dataset))
         for number, changes in enumerate(tried)
     ]
     classes = len(dataset.class_names)

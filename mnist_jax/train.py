@@ -55,9 +55,9 @@ class TrainState(NamedTuple):
 class Metrics(NamedTuple):
     """How the training batches went, dropout included."""
 
-    loss: Float[Array, ""]  # mean over the images
-    errors: Int[Array, ""]  # images misread
-    finite: Int[Array, ""]  # steps before the first whose loss is no finite number
+    loss: Float[AnyArray, "*seeds"]  # mean over the images
+    errors: Int[AnyArray, "*seeds"]  # images misread
+    finite: Int[AnyArray, "*seeds"]  # steps before the first whose loss is no finite number
 
 
 class Evaluation(NamedTuple):
@@ -229,7 +229,7 @@ def train_epoch(
 
     state, metrics = jax.lax.scan(step, state, order.reshape(steps, batch_size))
     finite = jnp.cumprod(metrics.finite).sum()
-    return state, Metrics(metrics.loss.mean(), metrics.errors.sum(), finite)
+    return state, Metrics(jnp.mean(metrics.loss), jnp.sum(metrics.errors), finite)
 
 
 @partial(jax.jit, static_argnames="recipe")

@@ -11,13 +11,14 @@ import jax
 import numpy as np
 import psutil
 
-from mnist_jax import devices, population
+from mnist_jax import devices, population, shards
 from mnist_jax.config import VARIABLE, Config
 from mnist_jax.data import Examples
 from mnist_jax.model import PyTree
 from mnist_jax.progress import say
 from mnist_jax.search import program
-from mnist_jax.train import MakeRecipe, Recipe, TrainState, varied
+from mnist_jax.shards import Feed
+from mnist_jax.train import MakeRecipe, Recipe, TrainState, steps_per_epoch, varied
 
 Row = dict[str, Any]
 """How a trial came out, as its line of the table has it."""
@@ -56,13 +57,15 @@ class Trainer:
         self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
         self.programs: dict[Hashable, tuple[Recipe, tuple[str, ...]]] = {}
         self._states: dict[int, tuple[int, TrainState]] = {}  # by trial, and after how many epochs
-        sizes = training.images[0].size, classes, len(training.labels)
+        height, width = training.images.shape[1:]
         for key, alike in _by(_program, trials):
             devices.mesh_shape(len(alike), alike[0].config.batch_size, mesh, filled=True)
             configs = [trial.config for trial in alike]
             values = {name: {getattr(config, name) for config in configs} for name in VARIABLE}
             varying = tuple(name for name in VARIABLE if len(values[name]) > 1)
             make = partial(varied, make_recipe) if varying else make_recipe
+            used = shards.plan(configs[0], len(training.labels)).used
+            sizes = height * width, classes, used
             for config in configs:
                 make_recipe(config, *sizes)  # refuses what does not fit the data
             self.programs[key] = make(configs[0], *sizes), varying
@@ -115,11 +118,12 @@ class Trainer:
         count = len(trials)
         while True:
             recipe, seeds, numbers, mesh = self._networks(key, trials[:count])
+            config = trials[0].config
             with self._timed("compile"), devices.mesh(mesh):
                 *_, needed = population.compile_ahead(
                     *(recipe, population.keys(seeds)),
-                    *(devices.share(self.training), devices.share(self.validation)),
-                    trials[0].config.batch_size,
+                    *(Feed(config, self.training).like, devices.share(self.validation)),
+                    config.batch_size,
                     devices.divide(numbers),
                 )
             free = devices.free_bytes()
@@ -139,11 +143,12 @@ class Trainer:
         tell: Callable[[int, str], None],
     ) -> list[Row]:
         recipe, all_seeds, numbers, mesh = networks
-        seeds, batch_size = part[0].config.seeds, part[0].config.batch_size
+        config, seeds = part[0].config, part[0].config.seeds
         count = len(part) * seeds  # without those that fill up
         loss = np.array([])
         with devices.mesh(mesh):
-            training, validation = devices.share((self.training, self.validation))
+            feed, validation = Feed(config, self.training), devices.share(self.validation)
+            steps = steps_per_epoch(feed.plan.size, config.batch_size)
             keys, numbers = population.keys(all_seeds), devices.divide(numbers)
             states = population.init(recipe, keys)._replace(numbers=numbers)
             if so_far:
@@ -153,13 +158,17 @@ class Trainer:
             together = population.side_by_side(states)
             for epoch in range(so_far, epochs):
                 with self._timed("train"):
-                    states, metrics = population.train_epoch(
-                        recipe, states, training, keys, batch_size, together
-                    )
-                    loss = devices.to_host(metrics.loss)[:count]
+                    parts = []
+                    for shard in range(feed.plan.shards):
+                        states, metrics = population.train_epoch(
+                            *(recipe, states, feed.take(epoch + 1, shard), keys),
+                            *(config.batch_size, together),
+                        )
+                        parts.append(devices.to_host(metrics))
+                    loss = shards.combined(parts, steps).loss[:count]
                 tell(count * (epoch >= before), f"training loss {np.nanmean(loss):.4f}")
             with self._timed("evaluate"):
-                settled = population.settle(recipe, states, training.images, keys)
+                settled = population.settle(recipe, states, feed.settling, keys)
                 evaluation = devices.to_host(population.evaluate(recipe, settled, validation))
             if keep and psutil.virtual_memory().available > 4 * _bytes(states):
                 host = devices.to_host(states)
@@ -202,7 +211,7 @@ def _by(key: Callable[[Trial], Hashable], trials: Iterable[Trial]) -> list[tuple
     return list(groups.items())
 
 
-def _finite(number: np.floating | None) -> float | None:
+def _finite(number: jax.Array | np.floating | None) -> float | None:
     return None if number is None or not np.isfinite(number) else float(number)
 
 

@@ -91,6 +91,35 @@ def test_a_checkpoint_costs_what_is_said():
     assert cost / 60 < 0.03  # of an epoch, at one a minute
 
 
+def test_what_is_larger_than_memory_is_killed_and_goes_on(mnist_dir, tmp_path):
+    results = tmp_path / "larger.json"
+    flags = ["--gigabytes", "0.1", "--shard-images", "20000", "--rounds", "2"]
+    flags += ["--data-dir", str(mnist_dir), "--folder", str(tmp_path), "--results", str(results)]
+    script = EXPERIMENTS / "larger_than_memory.py"
+    done = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == [results]
+    found = json.loads(results.read_text())
+    assert (found["images"], found["shards"]) == (127_551, 7)
+    assert found["same_bits"]
+    assert found["steps"] // 2 <= found["killed_at_step"] <= found["steps"]
+    assert found["claim"] in done.stdout
+    assert all(len(speeds) == 2 for speeds in found["images_per_second"].values())
+
+
+def test_the_committed_training_on_10_gb_is_what_is_claimed():
+    found = json.loads((EXPERIMENTS / "results" / "larger_than_memory.json").read_text())
+    claim = (EXPERIMENTS / "larger_than_memory.py").read_text().partition('"""')[2]
+    assert " ".join(claim.split()).startswith(found["claim"])
+    assert found["images"] * 784 > 9.9e9
+    assert max(found["peak_bytes"]) < 2 * 2**30
+    assert found["same_bits"]
+    assert found["steps"] // 2 <= found["killed_at_step"] < found["steps"]
+    shards, memory = found["images_per_second"].values()
+    assert f"{np.median(np.divide(shards, memory)):.2f} of the speed" in claim
+    assert f"{max(found['peak_bytes']) / 1e9:.2f} GB of memory" in README
+
+
 def test_the_benchmark_measures_what_is_installed_and_names_the_rest(mnist_dir, tmp_path):
     results = tmp_path / "benchmark.json"
     flags = ["--data-dir", str(mnist_dir), "--rounds", "1", "--only", "race", "sprint"]

@@ -357,7 +357,7 @@ def test_a_checkpoint_is_of_the_epoch_after_which_it_was_begun(tmp_path, monkeyp
     """Training goes on in the same memory while it is written, and waits for it at the end."""
     begun, written = threading.Event(), []
 
-    def slow(run, step, states, config, records, keep):
+    def slow(run, step, states, config, records, keep, parts):
         begun.wait(60)
         written.append((step, states.params["w"].tolist(), records.copy()))
 
