@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
 
-from mnist_jax.config import Config, InputError, Interrupted, Rescued, Saving, documentation
+from mnist_jax.config import (
+    Config,
+    InputError,
+    Interrupted,
+    Rescued,
+    Saving,
+    documentation,
+    parse_mesh,
+)
 from mnist_jax.interrupts import listening
 from mnist_jax.notebook import in_notebook
 from mnist_jax.search import FIXED, SWEPT, in_a_word, parse_axis
@@ -67,6 +75,8 @@ class Train(Compiling):
     """Go on with the run in --out, or start it there, or say that it is finished."""
     tensorboard: bool = False
     """Also write event files for TensorBoard, to RUN/tensorboard; needs tensorboardX."""
+    mesh: str | None = None
+    """Among how many devices networks, and each batch, are divided, such as 4x2."""
     saving: tyro.conf.OmitArgPrefixes[Saving]
 
     def run(self) -> None:
@@ -74,6 +84,7 @@ class Train(Compiling):
         from mnist_jax import data, rundir
         from mnist_jax.download import IMPORTING
 
+        mesh = parse_mesh(self.mesh)
         if self.out:
             rundir.require_free(self.out, self.resume)
         if self.tensorboard:
@@ -102,6 +113,7 @@ class Train(Compiling):
             saving=self.saving,
             resume=self.resume,
             tensorboard=self.tensorboard,
+            mesh=mesh,
         ).path
         summary = rundir.read_summary(path)
         print(in_words(summary))
@@ -162,19 +174,19 @@ class Sweep(Compiling):
 
     def run(self) -> None:
         """Trains, then says which configuration is best and how to train it."""
+        mesh = parse_mesh(self.mesh)
         config = Config(**{name: getattr(self, name) for name in FIXED})
         axes = {name: parse_axis(config, name, each) for name, each in vars(self.tried).items()}
         single = {name: axis[0] for name, axis in axes.items() if len(axis) == 1}
         axes = {name: axis for name, axis in axes.items() if name not in single}
         from mnist_jax import rundir
-        from mnist_jax.devices import parse_shape
         from mnist_jax.sweep import in_words, sweep
 
         path = sweep(
             *(dataclasses.replace(config, **single), axes, self.samples, self.halving, self.out),
             started=None if in_notebook() else STARTED,
             resume=self.resume,
-            mesh=None if self.mesh is None else parse_shape(self.mesh),
+            mesh=mesh,
         )
         summary = rundir.read_summary(path)
         print(in_words(summary))

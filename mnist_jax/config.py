@@ -269,6 +269,30 @@ def documentation() -> dict[str, str]:
     }
 
 
+Shape = tuple[int, int]
+"""Of a mesh: among how many devices networks are divided, and each batch among those of one."""
+
+
+def parse_mesh(words: str | None) -> Shape | None:
+    """The shape that the command line spells as 4x2; None is for nobody to say.
+
+    Raises:
+        InputError: it spells none.
+    """
+    if words is None:
+        return None
+    try:
+        across, within = map(int, words.split("x"))
+        if min(across, within) < 1:
+            raise ValueError
+    except ValueError:
+        raise InputError(
+            f"--mesh {words} cannot be used: it takes two numbers of devices, such as 4x2: one "
+            "that divides the networks, and one that divides each batch"
+        ) from None
+    return across, within
+
+
 def to_json(config: Config) -> dict[str, Any]:
     """`config` in JSON's own types; `from_json` is the way back."""
     fields = dataclasses.asdict(config)

@@ -10,16 +10,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 
-from mnist_jax.config import InputError
+from mnist_jax.config import InputError, Shape
 
 PyTree = Any
 
 SHARE = 0.75
 """Of the free memory that networks may take; the rest is for the compiler and the host."""
-
-
-Shape = tuple[int, int]
-"""Among how many devices networks are divided, and each batch among those of a network."""
 
 
 def mesh_shape(
@@ -58,24 +54,6 @@ def mesh_shape(
     if problem:
         raise InputError(f"--mesh {across}x{within} cannot be used: it takes {problem}")
     return asked
-
-
-def parse_shape(words: str) -> Shape:
-    """The shape that the command line spells as 4x2.
-
-    Raises:
-        InputError: it does not.
-    """
-    try:
-        across, within = map(int, words.split("x"))
-        if min(across, within) < 1:
-            raise ValueError
-    except ValueError:
-        raise InputError(
-            f"--mesh {words} cannot be used: it takes two numbers of devices, such as 4x2: one "
-            "that divides the networks, and one that divides each batch"
-        ) from None
-    return across, within
 
 
 def in_words(shape: Shape) -> dict[str, str]:

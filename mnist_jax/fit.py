@@ -20,6 +20,7 @@ from mnist_jax.config import (
     Interrupted,
     Rescued,
     Saving,
+    Shape,
     to_json,
 )
 from mnist_jax.data import Dataset, Examples
@@ -47,7 +48,7 @@ def fit(
     saving: Saving = SAVING,
     resume: bool = False,
     tensorboard: bool = False,
-    mesh: devices.Shape | None = None,
+    mesh: Shape | None = None,
 ) -> Run:
     """Trains the networks of `config`, counts their test errors once, and keeps it all in `out`.
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mnist_jax import data, rundir
-from mnist_jax.config import Config, InputError, Interrupted, to_flags, to_json
+from mnist_jax.config import Config, InputError, Interrupted, Shape, to_flags, to_json
 from mnist_jax.data import Dataset
 from mnist_jax.environment import device_name, environment, versions
 from mnist_jax.fit import as_used, describe, name_of, new_folder
@@ -43,7 +43,7 @@ def sweep(
     started: float | None = None,
     dataset: Dataset | None = None,
     resume: bool = False,
-    mesh: tuple[int, int] | None = None,
+    mesh: Shape | None = None,
 ) -> Path:
     """Trains `config` with the values of `axes`, and finds which does best on held-out images.
 

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 
 from mnist_jax import devices, population, shards
-from mnist_jax.config import VARIABLE, Config
+from mnist_jax.config import VARIABLE, Config, Shape
 from mnist_jax.data import Examples
 from mnist_jax.model import PyTree
 from mnist_jax.progress import say
@@ -38,7 +38,7 @@ class Networks(NamedTuple):
     recipe: Recipe
     seeds: list[int]
     numbers: PyTree  # by name, where they differ
-    mesh: tuple[int, int]
+    mesh: Shape
 
 
 class Trainer:
@@ -51,7 +51,7 @@ class Trainer:
         classes: int,
         training: Examples,
         validation: Examples,
-        mesh: tuple[int, int] | None,
+        mesh: Shape | None,
     ) -> None:
         self.training, self.validation, self.mesh = training, validation, mesh
         self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}

@@ -73,7 +73,7 @@ ALLOWED = {
         *("rundir", "search", "sweep_plots", "train", "trials"),
     },
     "cli": {
-        *("compiled", "config", "data", "devices", "download", "explain", "export", "fit", "ink"),
+        *("compiled", "config", "data", "download", "explain", "export", "fit", "ink"),
         *("interrupts", "notebook", "page", "watch", "photo", "plots", "report", "rundir"),
         *("search", "sweep"),
     },

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mnist_jax import devices
-from mnist_jax.config import InputError
+from mnist_jax.config import InputError, parse_mesh
 
 TRAINED = """
 import json, sys
@@ -183,8 +183,8 @@ def test_a_mesh_that_does_not_fit_is_refused(asked, message, monkeypatch):
 @pytest.mark.parametrize("words", ["4", "4x", "0x2", "4x2x1", "-1x2", "fourxtwo", ""])
 def test_a_mesh_is_two_numbers(words):
     with pytest.raises(InputError, match="it takes two numbers of devices, such as 4x2"):
-        devices.parse_shape(words)
-    assert devices.parse_shape("4x2") == (4, 2)
+        parse_mesh(words)
+    assert parse_mesh("4x2") == (4, 2)
 
 
 SWEPT = """
