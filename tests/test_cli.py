@@ -99,7 +99,7 @@ def test_flags_reach_the_config(tmp_path, capsys):
         "--weight-decay 0.001 --seed 5 --seeds 2 --input-noise 0.01 --noise 0.02 --batch-norm "
         "--rotation-degrees 1.5 --shear-degrees 2.5 --scale 0.03 --shift-pixels 0.5 "
         "--elastic-sigma-pixels 3.5 --elastic-alpha-pixels 4.5 --label-smoothing 0.04 "
-        "--optimizer adam --max-norm 5.5 --ema-decay 0.06 --shard-images 640"
+        "--optimizer adam --max-norm 5.5 --ema-decay 0.06 --shard-images 640 --precision bfloat16"
     )
     code, _, err = call(capsys, "train", *flags.split(), "--out", tmp_path / "run")
     assert code == 0, err
@@ -112,7 +112,7 @@ def test_flags_reach_the_config(tmp_path, capsys):
         **{"input_noise": 0.01, "noise": 0.02, "batch_norm": True, "rotation_degrees": 1.5},
         **{"shear_degrees": 2.5, "scale": 0.03, "shift_pixels": 0.5, "elastic_sigma_pixels": 3.5},
         **{"elastic_alpha_pixels": 4.5, "label_smoothing": 0.04, "optimizer": "adam"},
-        **{"max_norm": 5.5, "ema_decay": 0.06, "shard_images": 640},
+        **{"max_norm": 5.5, "ema_decay": 0.06, "shard_images": 640, "precision": "bfloat16"},
         "activation": "tanh",
         "initializer": "lecun_normal",
         "input_dropout": 0.1,

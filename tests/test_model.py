@@ -235,3 +235,40 @@ def test_a_network_without_statistics_settles_as_it_is():
     model = mlp(Config(hidden=(4,)), pixels=6, classes=3)
     params, model_state = model.init(jax.random.key(0))
     assert model.settle(params, model_state, INPUTS) == {}
+
+
+@pytest.mark.parametrize(
+    ("precision", "shown"),
+    [("float32", "precision = [HIGHEST, HIGHEST]"), ("tf32", "precision = [HIGH, HIGH]")],
+)
+def test_products_are_asked_for_in_the_precision_of_the_config(precision, shown):
+    """Forward and backward: three layers and their gradients, but for the inputs'."""
+    model = mlp(Config(hidden=(5, 4), precision=precision), pixels=6, classes=3)
+    params, _ = model.init(jax.random.key(0))
+
+    def loss(params):
+        return model.apply(params, {}, jnp.ones((2, 6)), None)[0].sum()
+
+    text = jax.jit(jax.grad(loss)).lower(params).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) >= 7
+    assert all(shown in line for line in products)
+
+
+def test_bfloat16_is_for_products_alone():
+    config = Config(hidden=(5,), precision="bfloat16", batch_norm=True)
+    model = mlp(config, pixels=6, classes=3)
+    params, model_state = model.init(jax.random.key(0))
+    inputs = jnp.linspace(0, 1, 12).reshape(2, 6)
+    logits, state = model.apply(params, model_state, inputs, jax.random.key(1))
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves((params, model_state, state, logits))}
+    assert dtypes == {jnp.dtype(jnp.float32)}
+    text = jax.jit(lambda p: model.apply(p, model_state, inputs, None)[0]).lower(params).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) == 2
+    assert all("xbf16>" in line and "xf32>" not in line for line in products)
+    plain = mlp(Config(hidden=(5,), batch_norm=True), pixels=6, classes=3)
+    exact = plain.apply(params, model_state, inputs, None)[0]
+    near = model.apply(params, model_state, inputs, None)[0]
+    np.testing.assert_allclose(near, exact, atol=0.05)
+    assert not np.array_equal(near, exact)
