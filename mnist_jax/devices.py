@@ -94,16 +94,19 @@ def share(tree: PyTree) -> PyTree:
 
 def everywhere() -> NamedSharding | None:
     """Where `share` puts a tree; None is the only device."""
-    mesh = jax.sharding.get_mesh()
-    return None if mesh.empty else NamedSharding(mesh, jax.P())
+    return _place(jax.P())
 
 
 def _of_networks() -> NamedSharding | None:
-    mesh = jax.sharding.get_mesh()
-    if mesh.empty:
-        return None
     # Of an axis of length 1 compiled programs forget the name.
-    return NamedSharding(mesh, jax.P("networks") if mesh.shape["networks"] > 1 else jax.P())
+    across = jax.sharding.get_abstract_mesh().shape.get("networks", 1)
+    return _place(jax.P("networks") if across > 1 else jax.P())
+
+
+def _place(spec: jax.sharding.PartitionSpec) -> NamedSharding | None:
+    if jax.sharding.get_abstract_mesh().empty:
+        return None
+    return NamedSharding(jax.sharding.get_mesh(), spec)
 
 
 def put(tree: PyTree, place: NamedSharding | None) -> PyTree:
