@@ -50,22 +50,18 @@ class Keeper:
         """Writes the line of an epoch."""
         self.records.append(record)
         self.parts = []
-        self._write()
+        self._attempt(self._write_metrics)
 
     def shard_done(self, part: Json) -> None:
         """Remembers what came of a shard, until its epoch is done."""
         self.parts = [*self.parts, part]
-        self._write()
-
-    def _write(self) -> None:
-        for step in (self._write_metrics, self._look_after_checkpoint):
-            try:
-                step(self.run)
-            except DiskError as error:
-                say(f"{error}. Training goes on, and will try again")
 
     def is_due(self) -> bool:
-        """Whether a checkpoint ought to be made now. At most one is being written."""
+        """Whether a checkpoint ought to be made now; it also says if the last one failed.
+
+        At most one is being written.
+        """
+        self._attempt(self._look_after_checkpoint)
         seconds, epoch = self._last_checkpoint
         minutes, epochs = (time.monotonic() - seconds) / 60, len(self.records) - epoch
         due = minutes >= self.saving.checkpoint_minutes or epochs >= self.saving.checkpoint_epochs
@@ -132,6 +128,12 @@ class Keeper:
             "lost",
         )
 
+    def _attempt(self, step: Callable[[Path], None]) -> None:
+        try:
+            step(self.run)
+        except DiskError as error:
+            say(f"{error}. Training goes on, and will try again")
+
     def _write_metrics(self, run: Path) -> None:
         lines, self._lines = self._lines, None  # to be written anew if this fails
         if lines == len(self.records) - 1:
@@ -170,10 +172,6 @@ class Follower(Keeper):
         """Remembers the line of an epoch."""
         self.records.append(record)
         self.parts = []
-
-    def shard_done(self, part: Json) -> None:
-        """Remembers what came of a shard."""
-        self.parts = [*self.parts, part]
 
     def is_due(self) -> bool:
         """That is for the other process to say."""

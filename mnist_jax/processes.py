@@ -1,4 +1,4 @@
-"""Several processes as one run: how they join, what they tell each other, and how they leave.
+"""Several processes as one run, once `jax.distributed` has joined them: what they tell each other.
 
 The first process leads: it alone writes and shows progress, and the others know from it how the run
 begins and goes on. Everything else all of them compute alike.

@@ -75,6 +75,8 @@ def sweep(
         raise InputError("--halving compares after the same epochs: give --epochs one value")
     if resume and not out:
         raise InputError("--resume needs --out SWEEP, the folder of the sweep to go on with")
+    if out:
+        _require_free(out, resume)
     tried = configurations(config, axes, samples)
     dataset = dataset or data.load(config.dataset, config.data_dir)
     config = as_used(config, dataset)
@@ -93,8 +95,10 @@ def sweep(
     }
     out = out or new_folder(config, "sweep-")
     with rundir.claimed(out):
-        known = _begin(out, json.loads(json.dumps(about)), resume)
-        if (out / "summary.json").exists():
+        _require_free(out, resume)  # another process may have been here
+        known = _begin(out, json.loads(json.dumps(about)))
+        with suppress(InputError):
+            rundir.read_summary(out)
             print(f"{out} is finished already", flush=True)
             return out
         longest = max(trial.config.epochs for trial in trials)
@@ -191,15 +195,21 @@ def _rank(row: Row) -> tuple[float, float, int]:
     return row["validation_error_percent_mean"], finite, row["trial"]
 
 
-def _begin(out: Path, about: Json, resume: bool) -> dict[tuple[int, int], Row]:
-    """Makes `out` the folder of the sweep `about`, and gives the rows that it has already."""
+def _require_free(out: Path, resume: bool) -> None:
+    """Raises InputError unless a new sweep can go to `out`, or, to `resume`, one is there."""
     if rundir.is_free(out):
-        rundir.write_json(out / "sweep.json", about)
-        return {}
+        return
     if not (out / "sweep.json").exists():
         raise InputError(f"{out} exists already and is no sweep; choose another --out")
     if not resume:
         raise InputError(f"{out} exists already; choose another --out, or add --resume to go on")
+
+
+def _begin(out: Path, about: Json) -> dict[tuple[int, int], Row]:
+    """Makes `out` the folder of the sweep `about`, and gives the rows that it has already."""
+    if rundir.is_free(out):
+        rundir.write_json(out / "sweep.json", about)
+        return {}
     kept = rundir.read_json(out / "sweep.json")
     if kept.get("tried") != about["tried"]:
         differing = ["other configurations are tried"]
@@ -215,7 +225,7 @@ def _begin(out: Path, about: Json, resume: bool) -> dict[tuple[int, int], Row]:
     rows = {}
     file = out / "trials.jsonl"
     for line in rundir.read_bytes(file).decode().splitlines() if file.exists() else []:
-        with suppress(ValueError):  # half a line
+        with suppress(ValueError, KeyError, TypeError):  # half a line, or no row
             row = json.loads(line)
             rows[row["trial"], row["epochs"]] = row
     rundir.write_bytes(file, "".join(json.dumps(row) + "\n" for row in rows.values()).encode())

@@ -198,8 +198,8 @@ def test_safetensors_and_onnx_say_what_else_it_takes():
         "image_shape": "[3, 2]",
         "class_names": json.dumps(["a", "ü", '"']),
     }
-    session = onnxruntime.InferenceSession(export.to_onnx(run))
-    assert session.get_modelmeta().custom_metadata_map == about
+    network = onnxruntime.InferenceSession(export.to_onnx(run))
+    assert network.get_modelmeta().custom_metadata_map == about
     shapes = {name: array.shape for name, array in safetensors.numpy.load(content).items()}
     kernels = {"0.kernel": (6, 5), "1.kernel": (5, 4), "2.kernel": (4, 3)}
     assert shapes == {**kernels, "0.bias": (5,), "1.bias": (4,), "2.bias": (3,)}
