@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from mnist_jax.config import InputError, Shape
 
@@ -67,11 +67,14 @@ def mesh(shape: Shape) -> Iterator[None]:
     if shape == (1, 1):
         yield
         return
+    with jax.set_mesh(_mesh(shape)):
+        yield
+
+
+def _mesh(shape: Shape) -> Mesh:
     some = jax.devices()[: math.prod(shape)]
     axes = ("networks", "images")
-    found = jax.make_mesh(shape, axes, devices=some, axis_types=(AxisType.Auto,) * 2)
-    with jax.set_mesh(found):
-        yield
+    return jax.make_mesh(shape, axes, devices=some, axis_types=(AxisType.Auto,) * 2)
 
 
 def divide(tree: PyTree) -> PyTree:
@@ -104,9 +107,8 @@ def _of_networks() -> NamedSharding | None:
 
 
 def _place(spec: jax.sharding.PartitionSpec) -> NamedSharding | None:
-    if jax.sharding.get_abstract_mesh().empty:
-        return None
-    return NamedSharding(jax.sharding.get_mesh(), spec)
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return NamedSharding(_mesh((sizes["networks"], sizes["images"])), spec) if sizes else None
 
 
 def put(tree: PyTree, place: NamedSharding | None) -> PyTree:
