@@ -27,6 +27,7 @@ from mnist_jax.config import (
     Interrupted,
     Rescued,
     Saving,
+    Shape,
     documentation,
     parse_mesh,
 )
@@ -65,7 +66,39 @@ class OfRun(Compiling):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train(Compiling):
+class Training(Compiling):
+    """What the commands share that train."""
+
+    mesh: str | None = None
+    """Among how many devices networks, and each batch, are divided, such as 4x2."""
+    coordinator: str | None = None
+    """HOST:PORT of the first of several processes that train together, each on its devices; auto
+    where SLURM, Open MPI, Kubernetes or a TPU pod has started them."""
+    processes: int = 0
+    """How many processes --coordinator joins."""
+    process: int = 0
+    """Which of them this is, from 0."""
+
+    def run(self) -> None:
+        """Trains, alone or together with other processes."""
+        mesh = parse_mesh(self.mesh)
+        if self.coordinator is None:
+            if self.processes or self.process:
+                raise InputError("--processes and --process need --coordinator HOST:PORT")
+            self.train(mesh)
+            return
+        from mnist_jax.processes import joined
+
+        with joined(self.coordinator, self.processes, self.process):
+            self.train(mesh)
+
+    def train(self, mesh: Shape | None) -> None:
+        """What the command does."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(Training):
     """Train networks, count their test errors, and keep it all in a run folder."""
 
     config: tyro.conf.OmitArgPrefixes[Config]
@@ -75,17 +108,14 @@ class Train(Compiling):
     """Go on with the run in --out, or start it there, or say that it is finished."""
     tensorboard: bool = False
     """Also write event files for TensorBoard, to RUN/tensorboard; needs tensorboardX."""
-    mesh: str | None = None
-    """Among how many devices networks, and each batch, are divided, such as 4x2."""
     saving: tyro.conf.OmitArgPrefixes[Saving]
 
-    def run(self) -> None:
+    def train(self, mesh: Shape | None) -> None:
         """Trains, then says what came of it and where it is."""
         from mnist_jax import data, rundir
         from mnist_jax.download import IMPORTING
 
-        mesh = parse_mesh(self.mesh)
-        if self.out:
+        if self.out and self.coordinator is None:  # else fit has the first process look
             rundir.require_free(self.out, self.resume)
         if self.tensorboard:
             from mnist_jax.watch import require_tensorboard
@@ -104,6 +134,7 @@ class Train(Compiling):
         finally:
             importing.join()  # Python cannot leave well in the middle of an import
         from mnist_jax.fit import fit
+        from mnist_jax.processes import leads
         from mnist_jax.report import in_words
 
         path = fit(
@@ -115,6 +146,8 @@ class Train(Compiling):
             tensorboard=self.tensorboard,
             mesh=mesh,
         ).path
+        if not leads():
+            return
         summary = rundir.read_summary(path)
         print(in_words(summary))
         print(
@@ -142,7 +175,7 @@ else:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sweep(Compiling):
+class Sweep(Training):
     """Train networks of many configurations, and find which does best on held-out images.
 
     An option takes several values, or a range to draw from, such as 0.01:1 or 0.01:1:log. The
@@ -165,21 +198,19 @@ class Sweep(Compiling):
     """How many configurations to draw at random; 0 tries all combinations."""
     halving: bool = False
     """Let only the better half go on, after twice as many epochs each time."""
-    mesh: str | None = None
-    """Among how many devices networks, and each batch, are divided, such as 4x2."""
     out: Path | None = None
     """The folder of the sweep; by default a new one under runs/."""
     resume: bool = False
     """Go on with the sweep in --out, or start it there, or say that it is finished."""
 
-    def run(self) -> None:
+    def train(self, mesh: Shape | None) -> None:
         """Trains, then says which configuration is best and how to train it."""
-        mesh = parse_mesh(self.mesh)
         config = Config(**{name: getattr(self, name) for name in FIXED})
         axes = {name: parse_axis(config, name, each) for name, each in vars(self.tried).items()}
         single = {name: axis[0] for name, axis in axes.items() if len(axis) == 1}
         axes = {name: axis for name, axis in axes.items() if name not in single}
         from mnist_jax import rundir
+        from mnist_jax.processes import leads
         from mnist_jax.sweep import in_words, sweep
 
         path = sweep(
@@ -188,6 +219,8 @@ class Sweep(Compiling):
             resume=self.resume,
             mesh=mesh,
         )
+        if not leads():
+            return
         summary = rundir.read_summary(path)
         print(in_words(summary))
         print(f"{summary['seconds']['total']:.1f} s in all; the table is {path / 'table.csv'}")

@@ -136,7 +136,7 @@ def free_bytes() -> int:
     """The memory that networks may take on each device."""
     import psutil  # a hundredth of a second
 
-    sizes = jax.devices()[0].memory_stats()
+    sizes = jax.local_devices()[0].memory_stats()
     if sizes and "bytes_limit" in sizes:
         return int(SHARE * (sizes["bytes_limit"] - sizes.get("bytes_in_use", 0)))
     return int(SHARE * psutil.virtual_memory().available / jax.local_device_count())

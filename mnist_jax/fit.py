@@ -95,6 +95,9 @@ def fit(
         "data": describe(dataset, training, validation),
         "environment": environment() | devices.in_words(shape),
     }
+    own = ("data_dir", "environment")
+    alike = {name: value for name, value in about.items() if name not in own}
+    processes.require_alike({**alike, "mesh": shape})
     out = Path(processes.of_leader(lambda: str(out or new_folder(config))))
     shapes = jax.eval_shape(partial(population.init, recipe), population.keys(config.all_seeds))
     run = Run(out, config, (height, width), dataset.class_names, dataset.sha256, recipe, shapes)
@@ -116,10 +119,11 @@ def fit(
             print(f"{out} is finished already{nothing}", flush=True)
             return run._replace(states=kept())
         at_once = "" if plan.is_whole else f" ({plan.size:,} at once)"
+        divided = "".join(f", {name} {value}" for name, value in devices.in_words(shape).items())
         print(
             f"{dataset.name}: {train_images:,} images to train on{at_once}, "
             f"{len(validation.labels):,} to validate, {len(dataset.test.labels):,} to test, "
-            f"{height} x {width} pixels; on {device_name()}",
+            f"{height} x {width} pixels; on {device_name()}{divided}",
             flush=True,
         )
         with _timed(seconds, "compile"), memory_errors(config), devices.mesh(shape):

@@ -15,10 +15,10 @@ import math
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
-from mnist_jax import data, rundir
+from mnist_jax import data, processes, rundir
 from mnist_jax.config import Config, InputError, Interrupted, Shape, to_flags, to_json
 from mnist_jax.data import Dataset
 from mnist_jax.environment import device_name, environment, versions
@@ -75,7 +75,7 @@ def sweep(
         raise InputError("--halving compares after the same epochs: give --epochs one value")
     if resume and not out:
         raise InputError("--resume needs --out SWEEP, the folder of the sweep to go on with")
-    if out:
+    if out and processes.leads():
         _require_free(out, resume)
     tried = configurations(config, axes, samples)
     dataset = dataset or data.load(config.dataset, config.data_dir)
@@ -93,14 +93,14 @@ def sweep(
         **{"config": to_json(config), "tried": tried, "halving": halving},
         **{"recipe": name_of(make_recipe), "data": info, "environment": environment()},
     }
-    out = out or new_folder(config, "sweep-")
-    with rundir.claimed(out):
-        _require_free(out, resume)  # another process may have been here
-        known = _begin(out, json.loads(json.dumps(about)))
-        with suppress(InputError):
-            rundir.read_summary(out)
+    processes.require_alike({**_deciding(about), "tried": tried, "data": info, "mesh": mesh})
+    out = Path(processes.of_leader(lambda: str(out or new_folder(config, "sweep-"))))
+    with rundir.claimed(out) if processes.leads() else nullcontext():
+        rows = processes.of_leader(lambda: _begin(out, json.loads(json.dumps(about)), resume))
+        if rows is None:
             print(f"{out} is finished already", flush=True)
             return out
+        known = {(row["trial"], row["epochs"]): row for row in rows}
         longest = max(trial.config.epochs for trial in trials)
         ladder = rungs(len(trials), longest) if halving else [(longest, 0)]
         seeds = f" of {config.seeds} seeds" if config.seeds > 1 else ""
@@ -113,6 +113,8 @@ def sweep(
                 flush=True,
             )
             table = _climb(trials, ladder, trainer, known, out, received)
+        if not processes.leads():
+            return out
         best = dataclasses.replace(config, **tried[table[0]["trial"]])
         _write_table(out, table)
         _draw(out, table, axes, dataset.name)
@@ -165,9 +167,9 @@ def _climb(
 
         def tell(networks: int, words: str) -> None:
             add(networks, words)
-            if received.number:
+            if signal := max(processes.of_all(received.number or 0))[0]:
                 stopped = f"stopped with {len(known):,} results of {len(trials):,} configurations"
-                raise Interrupted(received.number, out, stopped)
+                raise Interrupted(signal, out, stopped)
 
         for epochs, left in ladder:
             until = {trial.number: min(epochs, trial.config.epochs) for trial in trials}
@@ -177,7 +179,8 @@ def _climb(
                     tell(trial.config.seeds * (until[trial.number] - before), "as it was")
             for part, rows in trainer.train(todo, before, epochs, left > 0, tell):
                 lines = "".join(json.dumps(row) + "\n" for row in rows)
-                rundir.append_bytes(out / "trials.jsonl", lines.encode())
+                if processes.leads():
+                    rundir.append_bytes(out / "trials.jsonl", lines.encode())
                 for trial, row in zip(part, rows, strict=True):
                     known[trial.number, until[trial.number]] = row
             ranked = sorted((known[number, until[number]] for number in until), key=_rank)
@@ -205,11 +208,12 @@ def _require_free(out: Path, resume: bool) -> None:
         raise InputError(f"{out} exists already; choose another --out, or add --resume to go on")
 
 
-def _begin(out: Path, about: Json) -> dict[tuple[int, int], Row]:
-    """Makes `out` the folder of the sweep `about`, and gives the rows that it has already."""
+def _begin(out: Path, about: Json, resume: bool) -> list[Row] | None:
+    """Makes `out` the folder of the sweep `about`, and gives its rows; None once it is finished."""
+    _require_free(out, resume)  # another process may have been here
     if rundir.is_free(out):
         rundir.write_json(out / "sweep.json", about)
-        return {}
+        return []
     kept = rundir.read_json(out / "sweep.json")
     if kept.get("tried") != about["tried"]:
         differing = ["other configurations are tried"]
@@ -229,7 +233,10 @@ def _begin(out: Path, about: Json) -> dict[tuple[int, int], Row]:
             row = json.loads(line)
             rows[row["trial"], row["epochs"]] = row
     rundir.write_bytes(file, "".join(json.dumps(row) + "\n" for row in rows.values()).encode())
-    return rows
+    with suppress(InputError):
+        rundir.read_summary(out)
+        return None
+    return list(rows.values())
 
 
 def _deciding(about: Json) -> Json:

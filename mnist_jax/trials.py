@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import psutil
 
-from mnist_jax import devices, population, shards
+from mnist_jax import devices, population, processes, shards
 from mnist_jax.config import VARIABLE, Config, Shape
 from mnist_jax.data import Examples
 from mnist_jax.model import PyTree
@@ -126,7 +126,7 @@ class Trainer:
                     config.batch_size,
                     devices.divide(numbers),
                 )
-            free = devices.free_bytes()
+            ((free,), *_) = sorted(processes.of_all(devices.free_bytes()))
             if needed <= free or count == 1:
                 return count
             count = max(1, min(count - 1, count * free // needed))
@@ -170,7 +170,8 @@ class Trainer:
             with self._timed("evaluate"):
                 settled = population.settle(recipe, states, feed.settling, keys)
                 evaluation = devices.to_host(population.evaluate(recipe, settled, validation))
-            if keep and psutil.virtual_memory().available > 4 * _bytes(states):
+            room = psutil.virtual_memory().available > 4 * _bytes(states)
+            if keep and all(there for (there,) in processes.of_all(room)):
                 host = devices.to_host(states)
                 for i, trial in enumerate(part):
                     own = slice(i * seeds, (i + 1) * seeds)

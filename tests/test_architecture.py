@@ -37,7 +37,7 @@ ALLOWED = {
     "train": {"augment", "config", "data", "model", "optim", "preprocess"},
     "search": {"config"},
     "devices": {"config"},
-    "processes": set(),
+    "processes": {"config", "progress"},
     "population": {"data", "devices", "model", "preprocess", "prng", "train"},
     "shards": {"config", "data", "devices", "on_disk", "train"},
     "report": {
@@ -64,18 +64,18 @@ ALLOWED = {
         *("train", "watch"),
     },
     "trials": {
-        *("config", "data", "devices", "model", "population", "progress", "search", "shards"),
-        "train",
+        *("config", "data", "devices", "model", "population", "processes", "progress", "search"),
+        *("shards", "train"),
     },
     "sweep_plots": {"plots", "search"},
     "sweep": {
-        *("config", "data", "environment", "fit", "interrupts", "progress", "report", "resume"),
-        *("rundir", "search", "sweep_plots", "train", "trials"),
+        *("config", "data", "environment", "fit", "interrupts", "processes", "progress", "report"),
+        *("resume", "rundir", "search", "sweep_plots", "train", "trials"),
     },
     "cli": {
         *("compiled", "config", "data", "download", "explain", "export", "fit", "ink"),
-        *("interrupts", "notebook", "page", "watch", "photo", "plots", "report", "rundir"),
-        *("search", "sweep"),
+        *("interrupts", "notebook", "page", "watch", "photo", "plots", "processes", "report"),
+        *("rundir", "search", "sweep"),
     },
 }
 
