@@ -1,11 +1,16 @@
 """Strict rules for every test, and the data they share."""
 
+import atexit
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # or XLA tells of each program that it reads back
 
 from jaxtyping import install_import_hook
 
@@ -25,7 +30,12 @@ hypothesis.settings.load_profile("no clock")
 # Tests that a shell runs in the background, and what they start, would ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # but where a test is about it
+# Tests compile many programs again. What they start does not, but where a test is about that.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+COMPILED = tempfile.mkdtemp()
+atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", COMPILED)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 # Only tests that ask for MNIST see it; the processes of -n 2 inherit the other name.
 if "MNIST_JAX_DATA" in os.environ:

@@ -152,6 +152,7 @@ def test_mnist_images_saved_as_png_are_misread_exactly_as_often(mnist_run, mnist
     assert errors == rundir.read_summary(mnist_run)["test_errors"][0]
 
 
+@pytest.mark.long
 def test_photographs_of_mnist_are_read_as_well_as_mnist(mnist_run, mnist, tmp_path, capsys):
     """Dark ink on a light page, ten times as large, off the middle, as JPEG."""
     files = [tmp_path / f"{i}.jpg" for i in range(500)]

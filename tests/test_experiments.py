@@ -19,6 +19,7 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 README = (EXPERIMENTS.parent / "README.md").read_text()
 
 
+@pytest.mark.long
 def test_keras_tutorial_keeps_its_claim(mnist_dir, tmp_path):
     script = EXPERIMENTS / "keras_tutorial.py"
     out = tmp_path / "run"
@@ -38,6 +39,7 @@ def test_the_committed_result_is_what_the_docstring_claims():
     assert claim.startswith(f"{accuracy:.2f} +/- {std:.2f} % test accuracy, n = {summary['seeds']}")
 
 
+@pytest.mark.long
 def test_speedrun_trains_and_counts_each_seed_in_a_process(mnist_dir, tmp_path):
     results = tmp_path / "speedrun.json"
     script = EXPERIMENTS / "speedrun.py"
@@ -62,6 +64,7 @@ def test_the_committed_speedrun_is_what_its_docstring_claims():
     assert f"{np.median(found['seconds']):.1f} s after" in found["claim"]
 
 
+@pytest.mark.long
 def test_resuming_compares_epochs_with_a_checkpoint_and_without(mnist_dir, tmp_path, monkeypatch):
     results = tmp_path / "resuming.json"
     script = EXPERIMENTS / "resuming.py"
@@ -91,6 +94,7 @@ def test_a_checkpoint_costs_what_is_said():
     assert cost / 60 < 0.03  # of an epoch, at one a minute
 
 
+@pytest.mark.long
 def test_what_is_larger_than_memory_is_killed_and_goes_on(mnist_dir, tmp_path):
     results = tmp_path / "larger.json"
     flags = ["--gigabytes", "0.1", "--shard-images", "20000", "--rounds", "2"]
@@ -120,6 +124,7 @@ def test_the_committed_training_on_10_gb_is_what_is_claimed():
     assert f"{max(found['peak_bytes']) / 1e9:.2f} GB of memory" in README
 
 
+@pytest.mark.long
 def test_the_benchmark_measures_what_is_installed_and_names_the_rest(mnist_dir, tmp_path):
     results = tmp_path / "benchmark.json"
     flags = ["--data-dir", str(mnist_dir), "--rounds", "1", "--only", "race", "sprint"]
@@ -215,6 +220,7 @@ def test_the_tables_of_the_benchmark_are_those_of_its_results():
     assert benchmark.step_table(found) in text
 
 
+@pytest.mark.long
 def test_photos_of_test_digits_are_read(mnist_dir, tmp_path):
     run, results = tmp_path / "run", tmp_path / "photos.json"
     flags = ["--dataset", "mnist", "--data-dir", str(mnist_dir), "--epochs", "1", "--out", str(run)]
@@ -285,6 +291,7 @@ def test_the_numbers_of_the_photos_are_those_of_their_results():
     assert photos.table(found).strip() in (EXPERIMENTS / "README.md").read_text()
 
 
+@pytest.mark.long
 def test_five_minutes_trains_each_seed_in_a_process(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(five_minutes, "RESULTS", tmp_path)
     five_minutes.main(quick=True, seeds=2)
@@ -317,6 +324,7 @@ def test_the_committed_five_minutes_are_what_is_claimed():
     assert max(seconds) < 300
 
 
+@pytest.mark.long
 def test_the_cost_of_deforming_is_what_is_claimed(mnist_dir, tmp_path, capsys):
     results = tmp_path / "deformation_cost.json"
     deformation_cost.main(mnist_dir, rounds=1, results=results)
@@ -339,6 +347,7 @@ def test_the_cost_of_deforming_is_what_is_claimed(mnist_dir, tmp_path, capsys):
         assert f"adds {added} of a step" in text.replace("\n", " ")
 
 
+@pytest.mark.long
 def test_width_by_data_trains_a_network_for_each_pair(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(width_by_data, "WIDTHS", (2, 64))
     monkeypatch.setattr(width_by_data, "IMAGES", (100, 1437))

@@ -32,6 +32,7 @@ def results(tmp_path, monkeypatch):
     return tmp_path / "some_2020.json"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("file", table.FILES)
 def test_the_first_and_the_last_row_of_every_paper_train_quickly(file, results, capsys):
     rows = importlib.import_module(file).ROWS

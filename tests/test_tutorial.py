@@ -28,6 +28,7 @@ def shown(cells) -> tuple[str, list[str], list[str]]:
     return text, kinds, ["".join(error["traceback"]) for error in errors] + told
 
 
+@pytest.mark.long
 def test_the_lesson_runs_on_mnist(mnist_dir, tmp_path):
     text, kinds, errors = shown(executed(NOTEBOOK, tmp_path, MNIST_JAX_DATA=str(mnist_dir)))
     assert not errors
