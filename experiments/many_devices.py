@@ -81,9 +81,9 @@ class Options:
 
 
 def measured(case: Case, rounds: int, data_dir: Path | None) -> list[float]:
-    """Seconds of a step, `rounds` times, and last those of adding up the wide network's gradients.
+    """Seconds of a step, `rounds` times, each process of `case` running `work` below.
 
-    Each process of `case` runs `work` below.
+    Where several share a network, the last are those of adding up its gradients, and no more.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -177,11 +177,14 @@ def wide_speedup(found: Found, count: int, bandwidth: float) -> float:
     """Of the wide network on `count` devices, each with its part of every batch.
 
     A ring adds gradients up: each device sends and receives 2 (count - 1) / count of their bytes.
+    And each draws its part of the dropout's bits, two bytes for a unit and image, most of which
+    others need.
     """
     fixed, each = found["wide"]["fixed_seconds"], found["wide"]["seconds_an_image"]
     size = WIDE.batch_size
-    ring = 2 * (count - 1) / count * 4 * parameters(WIDE) / bandwidth
-    return (fixed + each * size) / (fixed + each * size / count + ring)
+    gradients, bits = 4 * parameters(WIDE), 2 * sum(WIDE.hidden) * size / count
+    sent = (count - 1) / count * (2 * gradients + bits) / bandwidth
+    return (fixed + each * size) / (fixed + each * size / count + sent)
 
 
 def population_speedup(found: Found, count: int, whole: bool = False) -> float:
@@ -206,7 +209,8 @@ def curves(found: Found) -> dict[str, Callable[[int], float]]:
         for name, bandwidth in BANDWIDTHS.items()
     }
     many = partial(population_speedup, found)
-    return {"1,024 networks, training": many, "the whole run": partial(many, whole=True), **over}
+    whole = partial(many, whole=True)
+    return {"1,024 networks, training": many, "and the whole run": whole, **over}
 
 
 def table(found: Found) -> str:
@@ -219,6 +223,29 @@ def table(found: Found) -> str:
     return "\n".join(lines)
 
 
+def sentences(found: Found) -> list[str]:
+    """What scaling.md says of the measurements."""
+    many, wide = found["many"], found["wide"]
+    fixed, each = 1e3 * wide["fixed_seconds"], 1e3 * wide["seconds_an_image"]
+    added = wide["all_reduce_seconds"]["2"]
+    computed = (fixed + each * WIDE.batch_size / 2) / 1e3 + added
+    faster = {
+        (kind, where): found[kind][where]["1"] / found[kind][where][count]
+        for kind in ("many", "wide")
+        for where, count in (("processes", "2"), ("simulated", "8"))
+    }
+    return [
+        f"A step of one of them takes a device {1e3 * many['seconds_a_step_of_one']:.1f} ms",
+        f"{found['undivided_seconds']:.1f} s of a run are not divided",
+        f"are {faster['many', 'processes']:.2f} times as fast as one",
+        f"{fixed:.0f} ms, and {each:.2f} ms more for",
+        f"added up in {added:.2f} s, a step ought to take {computed:.2f} s, and takes "
+        f"{wide['processes']['2']:.2f} s: {faster['wide', 'processes']:.2f} times as fast as one",
+        f"eight of them train the eight networks {faster['many', 'simulated']:.2f} times as fast "
+        f"as one, and the wide one {faster['wide', 'simulated']:.2f} times",
+    ]
+
+
 def drawn(found: Found) -> Figure:
     """Speed-ups by devices: lines as computed, points as measured."""
     figure = Figure(figsize=(7.6, 5), layout="constrained")
@@ -226,7 +253,7 @@ def drawn(found: Found) -> Figure:
     counts = 2 ** np.arange(11)
     for name, speedup in curves(found).items():
         axes.plot(counts, [speedup(int(count)) for count in counts], lw=1.6, label=name)
-    axes.plot(counts, counts, ":", color="0.6", lw=1, label="as many times as fast as there are")
+    axes.plot(counts, counts, ":", color="0.6", lw=1, label="N devices, N times as fast")
     for kind, name, marker in (("many", "eight networks", "o"), ("wide", "2 x 4096", "s")):
         for place, face in (("processes", "k"), ("simulated", "none")):
             points = {int(n): seconds for n, seconds in found[kind][place].items()}
@@ -247,12 +274,12 @@ def drawn(found: Found) -> Figure:
 def main(options: Options) -> None:
     """Measures, computes, and writes the numbers and the figure."""
     many: Found = {"processes": {}, "simulated": {}}
-    wide: Found = {"processes": {}, "simulated": {}, "by_batch_size": {}}
+    wide: Found = {"processes": {}, "simulated": {}, "all_reduce_seconds": {}, "by_batch_size": {}}
 
     def median(case: Case) -> float:
         seconds = measured(case, options.rounds, options.data_dir)
         if case.processes > 1 and case.mesh[1] > 1:
-            wide["all_reduce_seconds"] = seconds.pop()
+            wide["all_reduce_seconds"][case.processes] = seconds.pop()
         middle = statistics.median(seconds)
         where = f"{case.processes} of a core" if case.cores else "one"
         say(f"mesh {case.mesh[0]}x{case.mesh[1]}, processes: {where}: {middle:.4f} s a step")

@@ -30,6 +30,7 @@ from mnist_jax.config import (
     Shape,
     documentation,
     parse_mesh,
+    unusable,
 )
 from mnist_jax.interrupts import listening
 from mnist_jax.notebook import in_notebook
@@ -419,7 +420,7 @@ class Samples:
     def run(self) -> None:
         """Writes the picture, and shows it."""
         if not 1 <= self.count <= 400:
-            raise InputError(f"--count {self.count} cannot be used: it takes 1 to 400")
+            raise unusable("--count", self.count, "1 to 400")
         _require_picture_file("--out", self.out)
         import numpy as np
 
@@ -457,7 +458,9 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         with listening(patient=False):
             command = _parse(args)
-            if isinstance(command, Compiling) and command.compilation_cache:
+            # Processes would wait for each other if some had programs that others compile.
+            several = isinstance(command, Training) and command.coordinator is not None
+            if isinstance(command, Compiling) and command.compilation_cache and not several:
                 from mnist_jax.compiled import keep_compiled_programs
 
                 keep_compiled_programs()
@@ -479,7 +482,7 @@ def _require_picture_file(flag: str, file: Path) -> None:
     """Raises InputError unless a picture can have the name `file`."""
     if file.suffix.lower() not in PICTURE_FORMATS or file.is_dir():
         known = ", ".join(PICTURE_FORMATS)
-        raise InputError(f"{flag} {file} cannot be used: it takes a file name in {known}")
+        raise unusable(flag, file, f"a file name in {known}")
     if not file.parent.is_dir():
         missing = f"there is no folder {file.parent}"
         raise InputError(f"cannot write {file}: {missing}; choose another {flag}")

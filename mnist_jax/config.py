@@ -256,7 +256,12 @@ def require(options: Config | Saving, name: str, holds: bool, expected: str) -> 
     if not holds:
         flag, value = "--" + name.replace("_", "-"), getattr(options, name)
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        raise InputError(f"{flag} {shown} cannot be used: it takes {expected}")
+        raise unusable(flag, shown, expected)
+
+
+def unusable(flag: str, value: object, expected: str) -> InputError:
+    """What to raise where the `value` of a flag is not what it takes."""
+    return InputError(f"{flag} {value} cannot be used: it takes {expected}")
 
 
 def documentation() -> dict[str, str]:
@@ -286,10 +291,8 @@ def parse_mesh(words: str | None) -> Shape | None:
         if min(across, within) < 1:
             raise ValueError
     except ValueError:
-        raise InputError(
-            f"--mesh {words} cannot be used: it takes two numbers of devices, such as 4x2: one "
-            "that divides the networks, and one that divides each batch"
-        ) from None
+        expected = "two numbers of devices, such as 4x2: one that divides the networks, and one "
+        raise unusable("--mesh", words, expected + "that divides each batch") from None
     return across, within
 
 

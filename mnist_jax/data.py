@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from mnist_jax import sources
-from mnist_jax.config import InputError
+from mnist_jax.config import InputError, unusable
 from mnist_jax.download import DATA_VARIABLE, IDX_NAMES, DataUnavailable
 from mnist_jax.on_disk import ImagesOnDisk
 from mnist_jax.sources import Arrays
@@ -140,10 +140,8 @@ def hold_out(examples: Examples, count: int) -> tuple[Examples, Examples]:
     """
     cut = len(examples.labels) - count
     if cut < 1:
-        raise InputError(
-            f"--validation-images {count} cannot be used: it takes fewer than "
-            f"the {len(examples.labels)} training images"
-        )
+        fewer = f"fewer than the {len(examples.labels)} training images"
+        raise unusable("--validation-images", count, fewer)
     return (
         Examples(examples.images[:cut], examples.labels[:cut]),
         Examples(np.asarray(examples.images[cut:]), examples.labels[cut:]),

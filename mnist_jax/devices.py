@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from mnist_jax.config import InputError, Shape
+from mnist_jax.config import InputError, Shape, unusable
 
 PyTree = Any
 
@@ -36,6 +36,8 @@ def mesh_shape(
         across = count if filled and networks > count else math.gcd(networks, count)
         within = math.gcd(batch_size, count // across)
         if together and across * within < count:
+            if filled:
+                return count, 1
             raise InputError(
                 f"{networks} networks and --batch-size {batch_size} cannot be divided among all "
                 f"{count} devices of these processes; choose multiples of {count}"
@@ -52,7 +54,7 @@ def mesh_shape(
     elif batch_size % within:
         problem = f"last a number that divides --batch-size {batch_size}"
     if problem:
-        raise InputError(f"--mesh {across}x{within} cannot be used: it takes {problem}")
+        raise unusable("--mesh", f"{across}x{within}", problem)
     return asked
 
 
@@ -126,7 +128,10 @@ def put(tree: PyTree, place: NamedSharding | None) -> PyTree:
 
 
 def to_host(tree: PyTree) -> PyTree:
-    """`tree` as NumPy's arrays, whole, and nobody else's, in every process."""
+    """`tree` as NumPy's arrays, whole, and nobody else's, in every process.
+
+    Of several processes, every device has a whole array, of all networks, in turn.
+    """
     if jax.process_count() > 1:
         return multihost_utils.process_allgather(tree, tiled=True)
     return jax.tree.map(np.array, jax.device_get(tree))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Integer
 from matplotlib.figure import Figure
 
 from mnist_jax import data, explain_plots, inside, population
-from mnist_jax.config import InputError
+from mnist_jax.config import unusable
 from mnist_jax.data import Dataset, Examples
 from mnist_jax.inside import Network
 from mnist_jax.model import Layer, layers
@@ -102,7 +102,7 @@ def figures(run: Run, dataset: Dataset, image: int = 0) -> Iterator[tuple[str, F
     network = Network(dense_layers(run), getattr(jax.nn, run.config.activation))
     recipe, test = run.recipe, dataset.test
     if not 0 <= image < len(test.labels):
-        raise InputError(f"--image {image} cannot be used: it takes 0 to {len(test.labels) - 1}")
+        raise unusable("--image", image, f"0 to {len(test.labels) - 1}")
     training, _ = data.hold_out(dataset.train, run.config.validation_images)
     hidden = len(network.layers) - 1
     searched = Examples(*(np.asarray(array[:SEARCHED_IMAGES]) for array in training))

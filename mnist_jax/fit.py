@@ -95,9 +95,9 @@ def fit(
         "data": describe(dataset, training, validation),
         "environment": environment() | devices.in_words(shape),
     }
-    own = ("data_dir", "environment")
-    alike = {name: value for name, value in about.items() if name not in own}
-    processes.require_alike({**alike, "mesh": shape})
+    own = ("data_dir", "environment", "device", "processor")
+    alike = {**about, **about["environment"]}
+    processes.require_alike({name: value for name, value in alike.items() if name not in own})
     out = Path(processes.of_leader(lambda: str(out or new_folder(config))))
     shapes = jax.eval_shape(partial(population.init, recipe), population.keys(config.all_seeds))
     run = Run(out, config, (height, width), dataset.class_names, dataset.sha256, recipe, shapes)

@@ -81,7 +81,9 @@ class Dropout(nn.Module):
         else:
             threshold = jnp.minimum(jnp.round(threshold), 2**16 - 1).astype(jnp.uint16)
         bits = jax.random.bits(self.make_rng("dropout"), x.shape, jnp.uint16)
-        return jnp.where(bits >= threshold, x / (1 - threshold / 2**16), 0)
+        # XLA multiplies by the inverse of a constant, but divides by what a sweep varies.
+        scale = 1 / jnp.float32(1 - threshold / 2**16)
+        return jnp.where(bits >= threshold, x * scale, 0)
 
 
 def into_few_columns(

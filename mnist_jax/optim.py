@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from mnist_jax.config import Config, InputError, is_off
+from mnist_jax.config import Config, is_off, unusable
 from mnist_jax.model import PyTree
 from mnist_jax.preprocess import Number
 
@@ -20,9 +20,7 @@ def learning_rate_schedule(config: Config, steps: int) -> optax.Schedule:
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     if warmup >= steps:
-        raise InputError(
-            f"--warmup-steps {warmup} cannot be used: it takes fewer than the run's {steps} steps"
-        )
+        raise unusable("--warmup-steps", warmup, f"fewer than the run's {steps} steps")
     after_warmup = {
         "constant": optax.constant_schedule(peak),
         "linear": optax.linear_schedule(peak, 0.0, steps - warmup),

@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mnist_jax.config import InputError, Interrupted, Rescued
+from mnist_jax.config import InputError, Interrupted, Rescued, unusable
 from mnist_jax.progress import say
 
 PyTree = Any
@@ -78,7 +78,7 @@ def joined(
             initialization_timeout=wait_seconds,
             heartbeat_timeout_seconds=SILENT_SECONDS,
         )
-    except (ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # of JAX, or of what tells it who is who
         why = " ".join(str(error).split())
         if "should be defined" in why:
             why = "it finds no SLURM step, Open MPI, Kubernetes job or TPU pod"
@@ -93,36 +93,44 @@ def joined(
     if threading.current_thread() is threading.main_thread():  # JAX has taken SIGTERM to itself
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     _hush()
+    lost: Rescued | None = None
     try:
+        if jax.device_count() != jax.process_count() * jax.local_device_count():
+            raise InputError("processes need the same number of devices each; start others")
+        of_all(0)  # connects them, which must not wait for the data of one of them
         try:
             yield
-        except (Interrupted, Rescued):  # the end for all of them
+        except Rescued as error:
+            lost = error
+        except Interrupted:  # of all of them
             jax.distributed.shutdown()
             raise
+        if (1,) in of_all(lost is not None):
+            lost = lost or Rescued(None, "the first process says what is lost")
         jax.distributed.shutdown()
-    except (Interrupted, Rescued):
+    except Interrupted:
         raise
-    except InputError as error:
+    except (InputError, OSError) as error:
         _end(f"{whose}{error}", 2)
     except BaseException as error:
-        if any(word in str(error).lower() for word in _BROKEN):
-            _end(whose + _GONE, 1)
+        words = " ".join(str(error).split())
+        if any(word in words.lower() for word in _BROKEN):
+            _end(f"{whose}{_GONE} ({words[:200]})", 1)
         traceback.print_exc(file=sys.__stderr__)
         _end(f"{whose}{error!r}", 1)
+    if lost:
+        raise lost
 
 
 def _by_hand(coordinator: str, count: int, number: int) -> dict[str, Any]:
     """What `jax.distributed.initialize` takes, of what the user gave."""
     host, _, port = coordinator.rpartition(":")
     if not (host and port.isdecimal() and 0 < int(port) < 2**16):
-        raise InputError(
-            f"--coordinator {coordinator} cannot be used: it takes HOST:PORT of the first process, "
-            f"or {AUTO}"
-        )
+        raise unusable("--coordinator", coordinator, f"HOST:PORT of the first process, or {AUTO}")
     if count < 1:
-        raise InputError(f"--processes {count} cannot be used: it takes the number of processes")
+        raise unusable("--processes", count, "the number of processes")
     if not 0 <= number < count:
-        raise InputError(f"--process {number} cannot be used: it takes 0 to {count - 1}")
+        raise unusable("--process", number, f"0 to {count - 1}")
     if number == 0:
         try:  # JAX would crash, or share it
             socket.create_server(("", int(port))).close()
@@ -158,8 +166,10 @@ def _hush() -> None:
 def _end(line: str, code: int) -> NoReturn:
     """Ends the process at once: Python's own way waits for minutes for processes that are gone."""
     _ending.acquire()  # of two threads the first one tells
-    sys.stdout.flush()
-    os.write(2, f"mnist-jax: {line}\n".encode())
+    with suppress(OSError):
+        sys.stdout.flush()
+    with suppress(OSError):
+        os.write(2, f"mnist-jax: {line}\n".encode())
     os._exit(code)
 
 

@@ -263,7 +263,9 @@ def first_kernel(
     weights = states.weights
 
     def on_host(leaf: Array) -> np.ndarray:  # on the device it would be one more to compile
-        return np.asarray(leaf)[0]
+        # Of networks divided among processes, this one has some.
+        whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+        return np.asarray(leaf if whole else leaf.addressable_data(0))[0]
 
     if isinstance(weights, dict) and "BatchNorm_0" in weights:  # it may turn a unit's sign
         first = {name: weights[name] for name in ("Dense_0", "BatchNorm_0")}

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_origin
 
 import numpy as np
 
-from mnist_jax.config import MOST, VARIABLE, Config, InputError
+from mnist_jax.config import MOST, VARIABLE, Config, InputError, unusable
 
 FIXED = ("dataset", "data_dir", "validation_images", "seed", "seeds")
 """The fields that all configurations of a sweep share."""
@@ -68,7 +68,7 @@ def configurations(
         flag = _flag(ranges[0])
         raise InputError(f"{flag} has a range: say with --samples how many values to draw of it")
     if not 0 <= samples <= MOST:
-        raise InputError(f"--samples {samples} cannot be used: it takes 1 to {MOST}")
+        raise unusable("--samples", samples, f"1 to {MOST}")
     lists = {name: axis for name, axis in axes.items() if not isinstance(axis, Range)}
     combinations = math.prod(map(len, lists.values()))
     if combinations > MOST:
@@ -84,10 +84,8 @@ def configurations(
     rng = np.random.default_rng(config.seed)
     if not ranges:
         if samples >= combinations:
-            raise InputError(
-                f"--samples {samples} cannot be used: there are {combinations} combinations; "
-                "without it all are tried"
-            )
+            fewer = f"fewer than the {combinations} combinations, all of which are tried without it"
+            raise unusable("--samples", samples, fewer)
         return [grid[i] for i in np.sort(rng.choice(combinations, samples, replace=False))]
     drawn = []
     for _ in range(samples):
@@ -182,4 +180,4 @@ def _flag(name: str) -> str:
 
 
 def _unusable(name: str, words: Sequence[str], expected: str) -> InputError:
-    return InputError(f"{_flag(name)} {' '.join(words)} cannot be used: it takes {expected}")
+    return unusable(_flag(name), " ".join(words), expected)

@@ -93,7 +93,9 @@ def sweep(
         **{"config": to_json(config), "tried": tried, "halving": halving},
         **{"recipe": name_of(make_recipe), "data": info, "environment": environment()},
     }
-    processes.require_alike({**_deciding(about), "tried": tried, "data": info, "mesh": mesh})
+    same = {name: about["environment"][name] for name in (*versions(), "code")}
+    same |= {"tried": tried, "data": info, "mesh": mesh}
+    processes.require_alike({**_deciding(about), **same})
     out = Path(processes.of_leader(lambda: str(out or new_folder(config, "sweep-"))))
     with rundir.claimed(out) if processes.leads() else nullcontext():
         rows = processes.of_leader(lambda: _begin(out, json.loads(json.dumps(about)), resume))
@@ -175,7 +177,7 @@ def _climb(
             until = {trial.number: min(epochs, trial.config.epochs) for trial in trials}
             todo = [trial for trial in trials if (trial.number, until[trial.number]) not in known]
             for trial in trials:
-                if trial not in todo:
+                if (trial.number, until[trial.number]) in known:
                     tell(trial.config.seeds * (until[trial.number] - before), "as it was")
             for part, rows in trainer.train(todo, before, epochs, left > 0, tell):
                 lines = "".join(json.dumps(row) + "\n" for row in rows)

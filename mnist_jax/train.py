@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from mnist_jax.augment import deform_all, strength_of
-from mnist_jax.config import Config, InputError, Varied, is_off
+from mnist_jax.config import Config, Varied, is_off, unusable
 from mnist_jax.data import Examples
 from mnist_jax.model import Model, PyTree, mlp
 from mnist_jax.optim import optimizer
@@ -165,10 +165,7 @@ def steps_per_epoch(train_images: int, batch_size: int) -> int:
         InputError: there is not one.
     """
     if batch_size > train_images:
-        raise InputError(
-            f"--batch-size {batch_size} cannot be used: it takes at most "
-            f"the {train_images} training images"
-        )
+        raise unusable("--batch-size", batch_size, f"at most the {train_images} training images")
     return train_images // batch_size
 
 

@@ -59,7 +59,8 @@ class Trainer:
         self._states: dict[int, tuple[int, TrainState]] = {}  # by trial, and after how many epochs
         height, width = training.images.shape[1:]
         for key, alike in _by(_program, trials):
-            devices.mesh_shape(len(alike), alike[0].config.batch_size, mesh, filled=True)
+            config = alike[0].config
+            devices.mesh_shape(len(alike) * config.seeds, config.batch_size, mesh, filled=True)
             configs = [trial.config for trial in alike]
             values = {name: {getattr(config, name) for config in configs} for name in VARIABLE}
             varying = tuple(name for name in VARIABLE if len(values[name]) > 1)
@@ -88,8 +89,9 @@ class Trainer:
         groups = _by(lambda trial: (_program(trial), self._so_far(trial)), trials)
         for (key, so_far), alike in groups:
             until = min(epochs, alike[0].config.epochs)
+            count = len(alike)
             while alike:
-                count = self._at_once(key, alike)
+                count = self._at_once(key, alike[:count])
                 part, alike = alike[:count], alike[count:]
                 networks = self._networks(key, part)
                 yield part, self._train(networks, part, so_far, before, until, keep, tell)
@@ -126,7 +128,8 @@ class Trainer:
                     config.batch_size,
                     devices.divide(numbers),
                 )
-            ((free,), *_) = sorted(processes.of_all(devices.free_bytes()))
+            each = processes.of_all(needed, devices.free_bytes())
+            needed, free = max(each)[0], min(free for _, free in each)
             if needed <= free or count == 1:
                 return count
             count = max(1, min(count - 1, count * free // needed))
@@ -166,7 +169,9 @@ class Trainer:
                         )
                         parts.append(devices.to_host(metrics))
                     loss = shards.combined(parts, steps).loss[:count]
-                tell(count * (epoch >= before), f"training loss {np.nanmean(loss):.4f}")
+                finite = loss[np.isfinite(loss)]
+                words = f"training loss {finite.mean():.4f}" if len(finite) else "all diverged"
+                tell(count * (epoch >= before), words)
             with self._timed("evaluate"):
                 settled = population.settle(recipe, states, feed.settling, keys)
                 evaluation = devices.to_host(population.evaluate(recipe, settled, validation))

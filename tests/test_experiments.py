@@ -1,5 +1,6 @@
 """The experiments' claims, kept by running them."""
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -10,9 +11,11 @@ from pathlib import Path
 import benchmark
 import deformation_cost
 import five_minutes
+import many_devices
 import numpy as np
 import photos
 import pytest
+import sweep_at_once
 import width_by_data
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -398,3 +401,70 @@ def test_what_is_said_of_width_and_data_was_measured():
     assert (found["widths"][4], found["widths"][9], found["images"][0]) == (32, 1024, 100)
     assert f"fall from {few[0]:.0f} % to {few[1]:.0f} % with 100 images" in readme
     assert f"from {all_images[0]:.1f} % to {all_images[1]:.1f} % with all" in readme
+
+
+@pytest.mark.long
+def test_devices_are_measured_as_processes_and_simulated(mnist_dir, tmp_path, monkeypatch):
+    small = dataclasses.replace(many_devices.WIDE, hidden=(64,), batch_size=128)
+    monkeypatch.setattr(many_devices, "WIDE", small)
+    monkeypatch.setattr(many_devices, "MANY", dataclasses.replace(small, seeds=8))
+    results, figure = tmp_path / "found.json", tmp_path / "figure.png"
+    many_devices.main(many_devices.Options(mnist_dir, 2, results, figure))
+    found = json.loads(results.read_text())
+    assert figure.stat().st_size > 10_000
+    for kind in ("many", "wide"):
+        assert list(found[kind]["simulated"]) == ["1", "2", "4", "8"]
+        assert all(seconds > 0 for seconds in found[kind]["processes"].values())
+    assert found["wide"]["all_reduce_seconds"]["2"] > 0
+    assert found["undivided_seconds"] > 0
+
+
+def test_a_step_has_a_part_that_grows_with_its_images_and_one_that_does_not():
+    fixed, each = many_devices.fitted({16: 0.5 + 16 * 0.001, 256: 0.756, 1024: 1.524})
+    np.testing.assert_allclose((fixed, each), (0.5, 0.001))
+
+
+def test_speedups_are_those_of_a_small_case_by_hand():
+    wide = {"fixed_seconds": 0.1, "seconds_an_image": 0.9 / many_devices.WIDE.batch_size}
+    found = {"wide": wide, "many": {"seconds_a_step_of_one": 0.001}, "undivided_seconds": 10.0}
+    assert many_devices.wide_speedup(found, 1, 1e9) == pytest.approx(1)
+    # Two devices: 0.1 s, half of 0.9 s, all gradients, and half of the bits that each has drawn.
+    sent = 4 * (785 * 4096 + 4097 * 4096 + 4097 * 10) + 8192 * 1024 / 2
+    assert many_devices.wide_speedup(found, 2, 1e9) == pytest.approx(1 / (0.55 + sent / 1e9))
+    assert many_devices.population_speedup(found, 64) == pytest.approx(64)
+    work = 1024 * 4680 * 0.001
+    whole = (work + 10) / (work / 64 + 10)
+    assert many_devices.population_speedup(found, 64, whole=True) == pytest.approx(whole)
+    assert many_devices.last_worth(lambda count: min(count, 8)) == 8
+
+
+def test_what_is_said_of_many_devices_was_measured():
+    found = json.loads((EXPERIMENTS / "results" / "many_devices.json").read_text())
+    text = " ".join((EXPERIMENTS / "scaling.md").read_text().split())
+    assert many_devices.table(found) in (EXPERIMENTS / "scaling.md").read_text()
+    assert found["device"] in text
+    for sentence in many_devices.sentences(found):
+        assert sentence in text
+
+
+@pytest.mark.long
+def test_a_sweep_is_compared_with_each_of_its_networks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep_at_once, "RATES", ("0.1", "0.3"))
+    monkeypatch.setattr(sweep_at_once, "DROPOUTS", ("0.2",))
+    monkeypatch.setattr(sweep_at_once, "SEEDS", 1)
+    monkeypatch.setattr(sweep_at_once, "NETWORKS", {"24": ("24",)})
+    results = tmp_path / "found.json"
+    sweep_at_once.main(sweep_at_once.Options(None, "digits", 2, results))
+    found = json.loads(results.read_text())["networks"]["24"]
+    assert len(found["train_seconds"]) == 2
+    for together, alone in found["validation_errors"]:
+        assert abs(together - alone) <= 2  # of 287; side by side, rounding differs
+    alone = f"{sum(found['train_seconds']):.0f} s as one run after the other"
+    assert alone in capsys.readouterr().out
+
+
+def test_what_is_said_of_a_sweep_was_measured():
+    found = json.loads((EXPERIMENTS / "results" / "sweep_at_once.json").read_text())
+    claim = (EXPERIMENTS / "sweep_at_once.py").read_text().partition('"""')[2]
+    assert " ".join(claim.split()).startswith(sweep_at_once.claim(found))
+    assert all(len(each["validation_errors"]) == 36 for each in found["networks"].values())

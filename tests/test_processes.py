@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -51,9 +52,12 @@ def started(count, words, environment=None, last=()):
 
 
 def ended(all_of_them, seconds=200):
-    """The exit code, the output and the errors of each."""
+    """The exit code, the output and the errors of each, but for that it waited for the others."""
     said = [process.communicate(timeout=seconds) for process in all_of_them]
-    return [(p.returncode, *words) for p, words in zip(all_of_them, said, strict=True)]
+    return [
+        (process.returncode, output, re.sub(r"(process \d: )?waiting for the .*\n", "", errors))
+        for process, (output, errors) in zip(all_of_them, said, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(("count", "mesh"), [(2, "1x2"), (4, "2x2")])
@@ -84,7 +88,9 @@ def test_a_step_of_slurm_sweeps_as_one_process_does(tmp_path):
         about |= {"PROCID": str(number), "LOCALID": str(number)}
         return {f"SLURM_{name}": value for name, value in about.items()}
 
-    words = ["sweep", *WORDS, "--epochs", "3", "--learning-rate", "0.1", "0.3", "1", "--halving"]
+    # The last network and its batches can be divided between two only with a copy of it.
+    words = ["sweep", "--dataset", "digits", "--hidden", "24", "--batch-size", "25", "--halving"]
+    words += ["--epochs", "3", "--learning-rate", "0.1", "0.3", "1"]
     with started(2, [*words, "--out", str(tmp_path / "both")], step) as both:
         (code, output, errors), other = ended(both)
     assert (code, other) == (0, (0, "", "")), errors
@@ -115,9 +121,10 @@ def has_checkpoint(run, process):
 
 
 @pytest.mark.parametrize("dying", [0, 1])
-def test_when_one_is_killed_the_others_end_and_the_checkpoint_is_whole(tmp_path, dying):
-    run = tmp_path / "run"
-    words = ["train", *WORDS, "--epochs", "10000", "--checkpoint-epochs", "1", "--out", str(run)]
+def test_when_one_is_killed_the_others_end_and_all_go_on_from_the_checkpoint(tmp_path, dying):
+    run, epochs = tmp_path / "run", 100
+    words = ["train", *WORDS, "--epochs", str(epochs), "--checkpoint-epochs", "1"]
+    words += ["--tensorboard", "--out", str(run), "--resume"]
     with started(2, words) as both:
         assert has_checkpoint(run, both[0]), ended(both)
         both[dying].kill()
@@ -128,6 +135,17 @@ def test_when_one_is_killed_the_others_end_and_the_checkpoint_is_whole(tmp_path,
     assert left[dying][0] == -signal.SIGKILL
     newest, *_ = checkpoint.all_of(run)
     assert checkpoint.is_whole(newest)
+    done = int(newest.name) // 44
+    assert 0 < done < epochs
+    with started(2, words) as both:
+        assert [code for code, *_ in ended(both)] == [0, 0]
+    records = rundir.read_metrics(run)
+    assert [record["epoch"] for record in records] == list(range(1, epochs + 1))
+    assert rundir.read_summary(run)["resumed_from_epoch"] == done
+    few = done + 2  # longer, and rounding drives two runs apart
+    alone = fit(Config(**OPTIONS | {"epochs": epochs}), tmp_path / "alone")
+    for together, one in zip(records[:few], rundir.read_metrics(alone.path)[:few], strict=True):
+        assert together["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
 
 
 def test_a_signal_to_one_ends_all_at_the_same_epoch(tmp_path):
@@ -156,24 +174,35 @@ def test_other_options_than_the_first_process_are_refused(tmp_path):
 CODE = """
 import sys
 from mnist_jax import processes
-number = int(sys.argv[2])
+from mnist_jax.config import Rescued
+number, failing = int(sys.argv[2]), sys.argv[4]
 with processes.joined(f"127.0.0.1:{sys.argv[1]}", 2, number, int(sys.argv[3])):
     assert processes.of_all(number, 2**40) == [(0, 2**40), (1, 2**40)]
     assert processes.of_leader(lambda: ["of", number]) == ["of", 0]
     print("done")
-    if number == 1:
-        raise ZeroDivisionError("by this test")
-    while True:
+    if failing == "first" and number == 0:
+        raise Rescued(None, "by this test")
+    while failing == "last":
         processes.of_all(number)
+        if number == 1:
+            raise ZeroDivisionError("by this test")
 """
 
 
-def test_what_processes_tell_each_other_and_how_an_error_ends_them():
+def joined(failing):
+    """What two processes come to that run `CODE`."""
     port = str(free_port())
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    words = [[sys.executable, "-c", CODE, port, number, "60"] for number in "01"]
-    both = [subprocess.Popen(each, **pipes) for each in words]
-    (code, output, errors), (other, nothing, trace) = ended(both, 60)
+    words = [[sys.executable, "-c", CODE, port, number, "60", failing] for number in "01"]
+    with contextlib.ExitStack() as stack:
+        both = [stack.enter_context(subprocess.Popen(each, **pipes)) for each in words]
+        for process in both:
+            stack.callback(process.kill)
+        return ended(both, 60)
+
+
+def test_what_processes_tell_each_other_and_how_an_error_ends_them():
+    (code, output, errors), (other, nothing, trace) = joined("last")
     assert (output, nothing) == ("done\n", "")
     assert (code, other) == (1, 1)
     assert GONE in errors
@@ -181,8 +210,14 @@ def test_what_processes_tell_each_other_and_how_an_error_ends_them():
     assert trace.endswith("mnist-jax: process 1: ZeroDivisionError('by this test')\n")
 
 
+def test_what_the_first_cannot_keep_is_a_failure_of_all():
+    (code, output, errors), (other, nothing, silence) = joined("first")
+    assert (code, output, other, nothing, silence) == (1, "done\n", 1, "", "")
+    assert "by this test" in errors
+
+
 def test_where_nobody_answers_it_is_told_in_a_line():
-    command = [sys.executable, "-c", CODE, str(free_port()), "1", "3"]
+    command = [sys.executable, "-c", CODE, str(free_port()), "1", "3", "nobody"]
     left = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (left.returncode, left.stdout) == (1, "")
     lines = left.stderr.splitlines()

@@ -115,7 +115,7 @@ def test_lists_are_drawn_without_repeating():
         ({"dropout": (0.5,)}, 0, "there is nothing to compare"),
         ({"dropout": (0.5,)}, 3, "there is nothing to compare"),
         ({"dropout": Range(0.0, 0.5, False)}, 0, "--dropout has a range: say with --samples"),
-        ({"dropout": (0.0, 0.5)}, 2, "--samples 2 cannot be used: there are 2 combinations"),
+        ({"dropout": (0.0, 0.5)}, 2, "--samples 2 cannot be used: it takes fewer than the 2"),
         ({"dropout": (0.0, 0.5)}, -1, "--samples -1 cannot be used"),
         ({"epochs": range(1, 2000), "batch_size": range(1, 2000)}, 0, "1000000 are the most"),
     ],

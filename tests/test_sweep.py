@@ -38,6 +38,18 @@ def results(folder):
     return {row["trial"]: row for row in json.loads((folder / "table.json").read_text())}
 
 
+def test_networks_that_train_one_after_the_other_have_the_bits_of_their_runs(tmp_path):
+    config = Config(dataset="digits", hidden=(512, 1024), epochs=1)
+    axes = {"dropout": (0.2, 0.3), "learning_rate": (0.1, 0.3)}
+    for row in results(sweep(config, axes, out=tmp_path / "sweep")).values():
+        same = {name: row[name] for name in axes}
+        own = dataclasses.replace(config, **same, validation_images=287)
+        (record,) = rundir.read_metrics(fit(own, tmp_path / str(row["trial"])).path)
+        assert [row["train_loss"]] == record["train_loss"]
+        # Evaluated side by side, where rounding differs.
+        assert row["validation_loss"] == pytest.approx(record["validation_loss"][0], rel=1e-6)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return sweep(SMALL, AXES, out=tmp_path_factory.mktemp("sweeps") / "small")
