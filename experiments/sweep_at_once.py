@@ -1,4 +1,6 @@
-"""CLAIM
+"""36 networks of 512-512 take 106 s as one program, and 185 s as one run after the other; 36 of
+them make the same validation errors; 36 networks of 64 take 15 s as one program, and 89 s as one
+run after the other; 26 of them make the same validation errors. Five epochs each, two CPU cores.
 
     python experiments/sweep_at_once.py
 

@@ -467,4 +467,12 @@ def test_what_is_said_of_a_sweep_was_measured():
     found = json.loads((EXPERIMENTS / "results" / "sweep_at_once.json").read_text())
     claim = (EXPERIMENTS / "sweep_at_once.py").read_text().partition('"""')[2]
     assert " ".join(claim.split()).startswith(sweep_at_once.claim(found))
-    assert all(len(each["validation_errors"]) == 36 for each in found["networks"].values())
+    text = " ".join((EXPERIMENTS / "README.md").read_text().split())
+    for name, each in found["networks"].items():
+        pairs = each["validation_errors"]
+        assert len(pairs) == len(each["train_seconds"]) == 36
+        if name == "512-512":
+            assert all(together == alone for together, alone in pairs)
+        together, alone = each["sweep_seconds"], sum(each["train_seconds"])
+        assert f"{together:.0f} s as one program, and {alone:.0f} s as one run after" in text
+    assert f"by {max(abs(a - b) for a, b in pairs)} of 10,000 at most" in text
