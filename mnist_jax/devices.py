@@ -14,6 +14,9 @@ from mnist_jax.config import InputError, Shape, unusable
 
 PyTree = Any
 
+BOTH_AXES = jax.__version_info__ >= (0, 8)
+"""Whether JAX divides batches of networks that are divided; 0.7 refuses their sharding."""
+
 SHARE = 0.75
 """Of the free memory that networks may take; the rest is for the compiler and the host."""
 
@@ -34,7 +37,7 @@ def mesh_shape(
     together = jax.process_count() > 1
     if asked is None:
         across = count if filled and networks > count else math.gcd(networks, count)
-        within = math.gcd(batch_size, count // across)
+        within = math.gcd(batch_size, count // across) if BOTH_AXES or across == 1 else 1
         if together and across * within < count:
             if filled:
                 return count, 1
@@ -49,6 +52,8 @@ def mesh_shape(
         problem = f"all {count} devices of these processes"
     elif across * within > count:
         problem = f"at most the {count} device{'s' * (count > 1)} here"
+    elif min(asked) > 1 and not BOTH_AXES:
+        problem = "a 1 on one side with this version of JAX; 0.8 can divide both"
     elif networks % across and not filled:
         problem = f"first a number that divides the {networks} networks"
     elif batch_size % within:

@@ -180,6 +180,15 @@ def test_a_mesh_that_does_not_fit_is_refused(asked, message, monkeypatch):
         devices.mesh_shape(6, 128, asked)
 
 
+def test_jax_0_7_divides_networks_or_batches(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    monkeypatch.setattr(devices, "BOTH_AXES", False)
+    shapes = [devices.mesh_shape(networks, 128) for networks in (1, 4, 8)]
+    assert shapes == [(1, 8), (4, 1), (8, 1)]
+    with pytest.raises(InputError, match="a 1 on one side with this version of JAX"):
+        devices.mesh_shape(4, 128, (4, 2))
+
+
 @pytest.mark.parametrize("words", ["4", "4x", "0x2", "4x2x1", "-1x2", "fourxtwo", ""])
 def test_a_mesh_is_two_numbers(words):
     with pytest.raises(InputError, match="it takes two numbers of devices, such as 4x2"):

@@ -450,13 +450,13 @@ def test_what_is_said_of_many_devices_was_measured():
 @pytest.mark.long
 def test_a_sweep_is_compared_with_each_of_its_networks(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep_at_once, "RATES", ("0.1", "0.3"))
-    monkeypatch.setattr(sweep_at_once, "DROPOUTS", ("0.2",))
+    monkeypatch.setattr(sweep_at_once, "DROPOUTS", ("0", "0.2"))
     monkeypatch.setattr(sweep_at_once, "SEEDS", 1)
     monkeypatch.setattr(sweep_at_once, "NETWORKS", {"24": ("24",)})
     results = tmp_path / "found.json"
     sweep_at_once.main(sweep_at_once.Options(None, "digits", 2, results))
     found = json.loads(results.read_text())["networks"]["24"]
-    assert len(found["train_seconds"]) == 2
+    assert len(found["train_seconds"]) == 4
     for together, alone in found["validation_errors"]:
         assert abs(together - alone) <= 2  # of 287; side by side, rounding differs
     alone = f"{sum(found['train_seconds']):.0f} s as one run after the other"
