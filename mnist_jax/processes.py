@@ -60,6 +60,39 @@ def joined(
     Raises:
         InputError: the address or the numbers cannot be used, or nothing tells who is who.
     """
+    whose = _join(coordinator, count, number, wait_seconds)
+    _hush()
+    lost: Rescued | None = None
+    try:
+        if jax.device_count() != jax.process_count() * jax.local_device_count():
+            raise InputError("processes need the same number of devices each; start others")
+        of_all(0)  # connects them, which must not wait for the data of one of them
+        try:
+            yield
+        except Rescued as error:
+            lost = error
+        except Interrupted:  # of all of them
+            jax.distributed.shutdown()
+            raise
+        if (1,) in of_all(lost is not None):
+            lost = lost or Rescued(None, "the first process says what is lost")
+        jax.distributed.shutdown()
+    except Interrupted:
+        raise
+    except (InputError, OSError) as error:
+        _end(f"{whose}{error}", 2)
+    except BaseException as error:
+        words = " ".join(str(error).split())
+        if any(word in words.lower() for word in _BROKEN):
+            _end(f"{whose}{_GONE} ({words[:200]})", 1)
+        traceback.print_exc(file=sys.__stderr__)
+        _end(f"{whose}{error!r}", 1)
+    if lost:
+        raise lost
+
+
+def _join(coordinator: str, count: int, number: int, wait_seconds: int) -> str:
+    """Joins the others, and gives what lines about this process begin with."""
     if coordinator == AUTO and (count or number):
         raise InputError(f"--coordinator {AUTO} finds --processes and --process out by itself")
     by_hand = {} if coordinator == AUTO else _by_hand(coordinator, count, number)
@@ -92,34 +125,7 @@ def joined(
     _at_abort(whose + _GONE)
     if threading.current_thread() is threading.main_thread():  # JAX has taken SIGTERM to itself
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-    _hush()
-    lost: Rescued | None = None
-    try:
-        if jax.device_count() != jax.process_count() * jax.local_device_count():
-            raise InputError("processes need the same number of devices each; start others")
-        of_all(0)  # connects them, which must not wait for the data of one of them
-        try:
-            yield
-        except Rescued as error:
-            lost = error
-        except Interrupted:  # of all of them
-            jax.distributed.shutdown()
-            raise
-        if (1,) in of_all(lost is not None):
-            lost = lost or Rescued(None, "the first process says what is lost")
-        jax.distributed.shutdown()
-    except Interrupted:
-        raise
-    except (InputError, OSError) as error:
-        _end(f"{whose}{error}", 2)
-    except BaseException as error:
-        words = " ".join(str(error).split())
-        if any(word in words.lower() for word in _BROKEN):
-            _end(f"{whose}{_GONE} ({words[:200]})", 1)
-        traceback.print_exc(file=sys.__stderr__)
-        _end(f"{whose}{error!r}", 1)
-    if lost:
-        raise lost
+    return whose
 
 
 def _by_hand(coordinator: str, count: int, number: int) -> dict[str, Any]:

@@ -120,11 +120,8 @@ def has_checkpoint(run, process):
     return False
 
 
-@pytest.mark.parametrize("dying", [0, 1])
-def test_when_one_is_killed_the_others_end_and_all_go_on_from_the_checkpoint(tmp_path, dying):
-    run, epochs = tmp_path / "run", 100
-    words = ["train", *WORDS, "--epochs", str(epochs), "--checkpoint-epochs", "1"]
-    words += ["--tensorboard", "--out", str(run), "--resume"]
+def killed(dying, run, words):
+    """The epochs that are kept when one of two processes is killed, which the other finds out."""
     with started(2, words) as both:
         assert has_checkpoint(run, both[0]), ended(both)
         both[dying].kill()
@@ -135,7 +132,20 @@ def test_when_one_is_killed_the_others_end_and_all_go_on_from_the_checkpoint(tmp
     assert left[dying][0] == -signal.SIGKILL
     newest, *_ = checkpoint.all_of(run)
     assert checkpoint.is_whole(newest)
-    done = int(newest.name) // 44
+    return int(newest.name) // 44
+
+
+def test_when_the_first_is_killed_the_other_ends_and_the_checkpoint_is_whole(tmp_path):
+    run = tmp_path / "run"
+    words = ["train", *WORDS, "--epochs", "10000", "--checkpoint-epochs", "1", "--out", str(run)]
+    assert killed(0, run, words)
+
+
+def test_when_another_is_killed_the_first_ends_and_all_go_on_from_the_checkpoint(tmp_path):
+    run, epochs = tmp_path / "run", 100
+    words = ["train", *WORDS, "--epochs", str(epochs), "--checkpoint-epochs", "1"]
+    words += ["--tensorboard", "--out", str(run), "--resume"]
+    done = killed(1, run, words)
     assert 0 < done < epochs
     with started(2, words) as both:
         assert [code for code, *_ in ended(both)] == [0, 0]

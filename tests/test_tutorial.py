@@ -41,6 +41,7 @@ def test_the_lesson_runs_on_mnist(mnist_dir, tmp_path):
     assert page.stat().st_size < 3_000_000
 
 
+@pytest.mark.long
 def test_the_lesson_runs_without_a_network(tmp_path):
     lesson = json.loads(NOTEBOOK)
     # What a network knows is drawn above, and takes longest.
