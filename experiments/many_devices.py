@@ -7,7 +7,7 @@ of one wide network with batches of several sizes. What is computed from these r
 measured: on processes with a core each, joined by `jax.distributed`, and on 1, 2, 4 and 8 simulated
 devices of one process, which share all cores, so that dividing the work among them can gain
 nothing, but shows what it costs. The numbers go to results/many_devices.json, the figure to
-figures/devices.png, and the table is printed.
+figures/many_devices.png, and the table is printed.
 """
 
 import contextlib
@@ -76,7 +76,7 @@ class Options:
     """How often each case is timed, some steps each time."""
     results: Path = HERE / "results" / "many_devices.json"
     """The JSON file to write."""
-    figure: Path = HERE / "figures" / "devices.png"
+    figure: Path = HERE / "figures" / "many_devices.png"
     """The picture to write."""
 
 

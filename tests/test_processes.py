@@ -30,8 +30,9 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def started(count, words, environment=None, last=()):
-    """Processes with the same `words` but for their number; with an `environment` for each, that
-    tells. The last one of them has some `last` words more.
+    """So many processes of the same `words`, and of a few more for the `last` one.
+
+    Their flags tell who they are, or the `environment` of each number does.
     """
     port, command = free_port(), [sys.executable, "-m", "mnist_jax", *words]
     all_of_them = []
@@ -88,13 +89,14 @@ def test_a_step_of_slurm_sweeps_as_one_process_does(tmp_path):
         about |= {"PROCID": str(number), "LOCALID": str(number)}
         return {f"SLURM_{name}": value for name, value in about.items()}
 
-    # The last network and its batches can be divided between two only with a copy of it.
+    # Of four networks one is left in the end, which with its batches of 25 two can share only by a
+    # copy of it.
     words = ["sweep", "--dataset", "digits", "--hidden", "24", "--batch-size", "25", "--halving"]
-    words += ["--epochs", "3", "--learning-rate", "0.1", "0.3", "1"]
+    words += ["--epochs", "4", "--learning-rate", "0.03", "0.1", "0.3", "1"]
     with started(2, [*words, "--out", str(tmp_path / "both")], step) as both:
         (code, output, errors), other = ended(both)
     assert (code, other) == (0, (0, "", "")), errors
-    assert "best of 3" in output
+    assert "best of 4" in output
     again = [*words, "--out", str(tmp_path / "both"), "--resume"]
     one = [sys.executable, "-m", "mnist_jax", *words, "--out", str(tmp_path / "one")]
     subprocess.run(one, check=True, capture_output=True, timeout=200)
