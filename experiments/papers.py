@@ -47,6 +47,17 @@ def fingerprint(experiment: Experiment) -> Row:
     return {**config, "recipe": fit.name_of(experiment.recipe)}
 
 
+def is_of(kept: Row, experiment: Experiment) -> bool:
+    """Whether a row of results was trained with the config that `experiment` has now.
+
+    A field that is newer than the row had its default then.
+    """
+    return {**to_json(Config()), **kept["config"]} == {
+        **to_json(Config()),
+        **fingerprint(experiment),
+    }
+
+
 def read_results(script: Path) -> dict[str, Row]:
     """The rows that are kept of a script, by name."""
     path = RESULTS / f"{script.stem}.json"
@@ -139,7 +150,7 @@ def _keep(script: Path, name: str, experiment: Experiment, summary: Row, more: R
     """Puts a run into the results of `script`; runs of another config make way."""
     results, config = read_results(script), fingerprint(experiment)
     kept = results.get(name, {})
-    runs = kept["runs"] if kept.get("config") == config else []
+    runs = kept["runs"] if kept and is_of(kept, experiment) else []
     mine = range(summary["seed"], summary["seed"] + summary["seeds"])
     runs = [run for run in runs if not set(_seeds(run)) & set(mine)]
     counts = {key: value for key, value in summary.items() if key.startswith("test_errors")}

@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
-from papers import Experiment, Row, fingerprint, read_results
+from papers import Experiment, Row, is_of, read_results
 
 from mnist_jax.config import InputError
 
@@ -46,7 +46,7 @@ def line(name: str, experiment: Experiment, kept: Row | None, file: str) -> str:
     published = experiment.published or "ours"
     if kept is None:
         return f"| {name} | {published} | not yet run in full | | | |"
-    if kept["config"] != fingerprint(experiment):
+    if not is_of(kept, experiment):
         raise InputError(
             f"row {name} of results/{file}.json was run with another config than {file}.py has "
             f'now; run it again: python experiments/{file}.py --row "{name}"'

@@ -320,15 +320,17 @@ def to_flags(config: Config) -> list[str]:
 
 
 def from_json(fields: dict[str, Any]) -> Config:
-    """The config that `to_json` wrote.
+    """The config that `to_json` wrote, in this version or an earlier one.
+
+    A missing field takes its default: it is newer than the file.
 
     Raises:
-        InputError: a field is missing or unknown, or its value out of range.
+        InputError: a field is unknown, or its value out of range.
     """
-    names = {field.name for field in dataclasses.fields(Config)}
-    if names != set(fields):
-        wrong = ", ".join(sorted(names ^ set(fields)))
-        raise InputError(f"the config has missing or unknown fields: {wrong}")
+    defaults = to_json(Config())
+    if unknown := ", ".join(sorted(set(fields) - set(defaults))):
+        raise InputError(f"the config has unknown fields: {unknown}")
+    fields = {**defaults, **fields}
     data_dir, hidden = fields["data_dir"], fields["hidden"]
     if not isinstance(data_dir, str | None) or not isinstance(hidden, list):
         raise InputError(f"data_dir {data_dir} or hidden {hidden} is of the wrong type")

@@ -44,7 +44,7 @@ def versions() -> dict[str, str]:
 def _code() -> str:
     """64 bits of the SHA-256 of our source, which changes more often than our version."""
     hashed = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
         hashed.update(file.read_bytes())
     return hashed.hexdigest()[:16]
 

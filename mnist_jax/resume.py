@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mnist_jax import checkpoint, rundir
-from mnist_jax.config import InputError
+from mnist_jax.config import Config, InputError, to_json
 from mnist_jax.progress import say
 from mnist_jax.report import parse_config
 from mnist_jax.rundir import Json
@@ -63,9 +63,13 @@ def mend(run: Path, folder: Path) -> None:
 
 
 def _fields(config: Json) -> Json:
-    """What makes a run another run, beside its data. Where those lie is no matter."""
+    """What makes a run another run, beside its data. Where those lie is no matter.
+
+    A field that is newer than the run has its default.
+    """
     others = ("data_dir", "data", "environment")
-    return {name: value for name, value in config.items() if name not in others}
+    fields = {**to_json(Config()), **config}
+    return {name: value for name, value in fields.items() if name not in others}
 
 
 def changes(then: Json, now: Json) -> list[str]:

@@ -158,6 +158,15 @@ def test_a_row_of_another_config_or_recipe_is_refused(changed):
         table.line("net", changed, KEPT, "some_2020")
 
 
+def test_a_field_that_is_newer_than_a_row_had_its_default():
+    older = {name: value for name, value in KEPT["config"].items() if name != "label_smoothing"}
+    kept = {**KEPT, "config": older}
+    table.line("net", Experiment("0.7", "", CONFIG), kept, "some_2020")
+    changed = dataclasses.replace(CONFIG, label_smoothing=0.1)
+    with pytest.raises(InputError, match="another config"):
+        table.line("net", Experiment("0.7", "", changed), kept, "some_2020")
+
+
 def test_seeds_and_the_place_of_the_data_are_no_other_config():
     elsewhere = dataclasses.replace(CONFIG, seed=4, seeds=9, data_dir=Path("there"))
     table.line("net", Experiment("0.7", "", elsewhere), KEPT, "some_2020")
