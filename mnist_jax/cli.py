@@ -32,9 +32,9 @@ from mnist_jax.config import (
     parse_mesh,
     unusable,
 )
-from mnist_jax.interrupts import listening
 from mnist_jax.notebook import in_notebook
-from mnist_jax.search import FIXED, SWEPT, in_a_word, parse_axis
+from mnist_jax.runs.interrupts import listening
+from mnist_jax.sweep.search import FIXED, SWEPT, in_a_word, parse_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,7 +88,7 @@ class Training(Compiling):
                 raise InputError("--processes and --process need --coordinator HOST:PORT")
             self.train(mesh)
             return
-        from mnist_jax.processes import joined
+        from mnist_jax.parallel.processes import joined
 
         with joined(self.coordinator, self.processes, self.process):
             self.train(mesh)
@@ -113,13 +113,14 @@ class Train(Training):
 
     def train(self, mesh: Shape | None) -> None:
         """Trains, then says what came of it and where it is."""
-        from mnist_jax import data, rundir
-        from mnist_jax.download import IMPORTING
+        from mnist_jax import data
+        from mnist_jax.data.download import IMPORTING
+        from mnist_jax.runs import rundir
 
         if self.out and self.coordinator is None:  # else fit has the first process look
             rundir.require_free(self.out, self.resume)
         if self.tensorboard:
-            from mnist_jax.watch import require_tensorboard
+            from mnist_jax.runs.watch import require_tensorboard
 
             require_tensorboard()  # before data are fetched
 
@@ -135,8 +136,8 @@ class Train(Training):
         finally:
             importing.join()  # Python cannot leave well in the middle of an import
         from mnist_jax.fit import fit
-        from mnist_jax.processes import leads
-        from mnist_jax.report import in_words
+        from mnist_jax.parallel.processes import leads
+        from mnist_jax.runs.report import in_words
 
         path = fit(
             *(self.config, self.out),
@@ -210,9 +211,9 @@ class Sweep(Training):
         axes = {name: parse_axis(config, name, each) for name, each in vars(self.tried).items()}
         single = {name: axis[0] for name, axis in axes.items() if len(axis) == 1}
         axes = {name: axis for name, axis in axes.items() if name not in single}
-        from mnist_jax import rundir
-        from mnist_jax.processes import leads
-        from mnist_jax.sweep import in_words, sweep
+        from mnist_jax.parallel.processes import leads
+        from mnist_jax.runs import rundir
+        from mnist_jax.sweep.run import in_words, sweep
 
         path = sweep(
             *(dataclasses.replace(config, **single), axes, self.samples, self.halving, self.out),
@@ -233,7 +234,7 @@ class Evaluate(OfRun):
 
     def run(self) -> None:
         """Prints the result and the accuracy of each class."""
-        from mnist_jax.report import in_words, load_data, load_run, measure
+        from mnist_jax.runs.report import in_words, load_data, load_run, measure
 
         run = load_run(self.run_folder)
         dataset = load_data(run, self.data_dir)
@@ -269,9 +270,9 @@ class Predict(Compiling):
         import numpy as np
         from PIL import Image
 
-        from mnist_jax.ink import to_digit
-        from mnist_jax.photo import read_photo
-        from mnist_jax.report import dense_layers, load_run, probabilities
+        from mnist_jax.runs.report import dense_layers, load_run, probabilities
+        from mnist_jax.serve.ink import to_digit
+        from mnist_jax.serve.photo import read_photo
 
         run = load_run(self.run_folder)
         digits, small = [], []
@@ -316,8 +317,8 @@ class Plot(OfRun):
 
     def run(self) -> None:
         """Prints the path of each figure."""
-        from mnist_jax import rundir
-        from mnist_jax.report import draw, load_data, load_run
+        from mnist_jax.runs import rundir
+        from mnist_jax.runs.report import draw, load_data, load_run
 
         run = load_run(self.run_folder)
         dataset, summary = load_data(run, self.data_dir), rundir.read_summary(run.path)
@@ -341,9 +342,9 @@ class Explain(OfRun):
 
     def run(self) -> None:
         """Prints the path of each figure as it is drawn."""
-        from mnist_jax import rundir
-        from mnist_jax.explain import figures
-        from mnist_jax.report import load_data, load_run, memory_errors
+        from mnist_jax.explain.run_figures import figures
+        from mnist_jax.runs import rundir
+        from mnist_jax.runs.report import load_data, load_run, memory_errors
 
         run = load_run(self.run_folder)
         dataset = load_data(run, self.data_dir)
@@ -362,9 +363,9 @@ class Page(OfRun):
 
     def run(self) -> None:
         """Writes the page, and says where it is and how large."""
-        from mnist_jax import rundir
-        from mnist_jax.page import html
-        from mnist_jax.report import load_data, load_run
+        from mnist_jax.runs import rundir
+        from mnist_jax.runs.report import load_data, load_run
+        from mnist_jax.serve.page import html
 
         run = load_run(self.run_folder)
         file = self.out or run.path / "page.html"
@@ -389,9 +390,9 @@ class Export(Compiling):
 
     def run(self) -> None:
         """Writes the file, and says where it is, how large, and how to load it."""
-        from mnist_jax import rundir
-        from mnist_jax.export import FORMATS
-        from mnist_jax.report import load_run
+        from mnist_jax.runs import rundir
+        from mnist_jax.runs.report import load_run
+        from mnist_jax.serve.export import FORMATS
 
         run = load_run(self.run_folder)
         file = self.out or run.path / f"model.{self.format}"
@@ -461,7 +462,7 @@ def main(args: Sequence[str] | None = None) -> None:
             # Processes would wait for each other if some had programs that others compile.
             several = isinstance(command, Training) and command.coordinator is not None
             if isinstance(command, Compiling) and command.compilation_cache and not several:
-                from mnist_jax.compiled import keep_compiled_programs
+                from mnist_jax.runs.compiled import keep_compiled_programs
 
                 keep_compiled_programs()
             command.run()

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from mnist_jax import checkpoint, data, devices, population, processes, rundir, shards
+from mnist_jax import data, population
 from mnist_jax.config import (
     Config,
     InputError,
@@ -23,18 +23,20 @@ from mnist_jax.config import (
     Shape,
     to_json,
 )
-from mnist_jax.data import Dataset, Examples
-from mnist_jax.environment import device_name, environment, versions
-from mnist_jax.interrupts import Received, listening
-from mnist_jax.keeper import Follower, Keeper
+from mnist_jax.data import Dataset, Examples, shards
+from mnist_jax.data.shards import Feed
 from mnist_jax.optim import learning_rate_schedule
+from mnist_jax.parallel import devices, processes
 from mnist_jax.progress import progress, say
-from mnist_jax.report import Run, draw, in_words, is_finished, measure, memory_errors
-from mnist_jax.resume import find_checkpoint, mend
-from mnist_jax.rundir import Json
-from mnist_jax.shards import Feed
+from mnist_jax.runs import checkpoint, rundir
+from mnist_jax.runs.environment import device_name, environment, versions
+from mnist_jax.runs.interrupts import Received, listening
+from mnist_jax.runs.keeper import Follower, Keeper
+from mnist_jax.runs.report import Run, draw, in_words, is_finished, measure, memory_errors
+from mnist_jax.runs.resume import find_checkpoint, mend
+from mnist_jax.runs.rundir import Json
+from mnist_jax.runs.watch import Watcher, require_tensorboard, watchers
 from mnist_jax.train import MakeRecipe, TrainState, default_recipe, steps_per_epoch
-from mnist_jax.watch import Watcher, require_tensorboard, watchers
 
 SAVING = Saving()
 

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from mnist_jax import devices, prng, train
+from mnist_jax import prng, train
 from mnist_jax.data import Examples
 from mnist_jax.model import PyTree
+from mnist_jax.parallel import devices
 from mnist_jax.preprocess import Images, Inputs
 from mnist_jax.train import Evaluation, Metrics, Recipe, TrainState
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_jax import cli, rundir
+from mnist_jax import cli
 from mnist_jax.config import Config
-
-from .conftest import tiny_arrays
+from mnist_jax.runs import rundir
+from tests.conftest import tiny_arrays
 
 QUICK = ["--dataset", "digits", "--hidden", "16", "--epochs", "2", "--batch-size", "32"]
 

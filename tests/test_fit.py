@@ -6,10 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from mnist_jax import data, plots, population, rundir, sources
+from mnist_jax import data, plots, population
 from mnist_jax.config import Config, InputError
+from mnist_jax.data import sources
 from mnist_jax.fit import fit
-from mnist_jax.report import (
+from mnist_jax.runs import rundir
+from mnist_jax.runs.report import (
     draw,
     ensemble,
     first_kernel,
@@ -19,8 +21,7 @@ from mnist_jax.report import (
     probabilities,
 )
 from mnist_jax.train import default_recipe
-
-from .conftest import tiny_arrays
+from tests.conftest import tiny_arrays
 
 SMALL = Config(dataset="digits", hidden=(16,), epochs=3, batch_size=32, seeds=2)
 

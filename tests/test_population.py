@@ -6,8 +6,7 @@ import pytest
 from mnist_jax import population, prng, train
 from mnist_jax.config import Config
 from mnist_jax.data import Examples
-
-from .conftest import tiny_arrays
+from tests.conftest import tiny_arrays
 
 SEEDS = (3, 4, 5)
 

@@ -28,8 +28,7 @@ from mnist_jax.train import (
     train_epoch,
     train_step,
 )
-
-from .conftest import tiny_arrays
+from tests.conftest import tiny_arrays
 
 KEY = prng.key(0)
 

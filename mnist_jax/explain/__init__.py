@@ -1,0 +1,1 @@
+"""What a network knows, as figures."""

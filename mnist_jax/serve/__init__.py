@@ -1,0 +1,1 @@
+"""Photos, the page to draw on, and exports."""

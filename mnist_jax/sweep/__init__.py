@@ -1,0 +1,1 @@
+"""Many configurations, compared on held-out images."""

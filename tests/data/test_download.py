@@ -1,0 +1,366 @@
+import contextlib
+import errno
+import gzip
+import hashlib
+import http.server
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mnist_jax import data
+from mnist_jax.config import InputError
+from mnist_jax.data import download, registry, sources
+from mnist_jax.data.sources import IDX_NAMES, NPZ_KEYS
+from tests.conftest import idx_bytes, tiny_arrays
+from tests.data.test_sources import write_idx
+
+# A server on this machine stands in for the network.
+
+
+class Server:
+    """Serves the files in `folder`, as well as `how` says."""
+
+    def __init__(self, folder, monkeypatch):
+        self.folder, self.monkeypatch = folder, monkeypatch
+        self.how: Any = None
+        self.at = 0.5
+        self.sent = 0
+        self.released = threading.Event()
+        self.together = threading.Barrier(2, timeout=20)
+
+    def register(self):
+        """Has TFDS believe that what lies in `folder` now is what is published here."""
+        from tensorflow_datasets.core.download import checksums
+
+        infos = {
+            self.url + file.name: checksums.UrlInfo(
+                size=file.stat().st_size,
+                checksum=hashlib.sha256(file.read_bytes()).hexdigest(),
+                filename=file.name,
+            )
+            for file in self.folder.iterdir()
+        }
+        self.monkeypatch.setattr(checksums, "get_all_url_infos", lambda: infos)
+
+    def answer(self, handler):
+        content = (self.folder / Path(handler.path).name).read_bytes()
+        handler.send_response(200)
+        if self.how != "endless":
+            handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content[: int(self.at * len(content))])
+        if self.how == "stall":
+            self.released.wait()
+        while self.how == "endless" and self.sent < 10**8:
+            self.sent += handler.wfile.write(bytes(2**16))
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Tiny arrays, where TFDS believes that MNIST, Fashion-MNIST and EMNIST live."""
+    import tensorflow_datasets as tfds
+
+    served = Server(tmp_path / "served", monkeypatch)
+    write_idx(served.folder, tiny_arrays())
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(served.folder))
+
+        def log_message(self, format, *args):
+            pass
+
+        def do_GET(self):
+            if served.how == "together":
+                served.together.wait()
+            if served.how in (None, "together"):
+                super().do_GET()
+            else:
+                with contextlib.suppress(OSError):  # the client has gone
+                    served.answer(self)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
+        served.url = f"http://127.0.0.1:{httpd.server_port}/"
+        for builder, name in (("MNIST", ""), ("FashionMNIST", ""), ("EMNIST", "gzip.zip")):
+            builders = tfds.image_classification
+            monkeypatch.setattr(getattr(builders, builder), "URL", served.url + name)
+        served.register()
+        yield served
+        served.released.set()
+        httpd.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def small_mnist(monkeypatch):
+    """Lets tiny arrays pass for MNIST."""
+    hashes = tuple(hashlib.sha256(idx_bytes(array)).hexdigest() for array in tiny_arrays())
+    monkeypatch.setattr(registry, "MNIST_SHA256", hashes)
+
+
+def downloading():
+    """Another process that fetches MNIST from the server."""
+    code = (
+        "from mnist_jax import download, sources\n"
+        "from mnist_jax.data.download import Published\n"
+        f"download.published = lambda name: {download.published('mnist')}\n"
+        "sources.download('mnist')"
+    )
+    return subprocess.Popen([sys.executable, "-c", code])
+
+
+def assert_tiny(dataset):
+    for array, expected in zip((*dataset.train, *dataset.test), tiny_arrays(), strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+def left_over():
+    return list(download.cache_dir().rglob("*.part"))
+
+
+def refused(match):
+    """Loads MNIST, which fails in one line and leaves nothing."""
+    with pytest.raises(data.DataUnavailable, match=match) as caught:
+        data.load("mnist")
+    assert "\n" not in str(caught.value)
+    assert not left_over()
+    return str(caught.value)
+
+
+# What arrives is verified, and kept
+
+
+def test_a_download_is_verified_decoded_and_cached(server, monkeypatch):
+    assert_tiny(data.load("mnist"))
+
+    def no_network(*_):
+        raise AssertionError("the second load must come from the cache")
+
+    monkeypatch.setattr(sources, "fetch", no_network)
+    assert_tiny(data.load("mnist"))
+    assert not left_over()
+
+
+def test_a_damaged_download_is_refused_and_not_kept(server):
+    file = server.folder / f"{IDX_NAMES[1]}.gz"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"x")
+    refused(match=f"{IDX_NAMES[1]}.gz came damaged, try again")
+    file.write_bytes(content)
+    assert_tiny(data.load("mnist"))
+
+
+def test_a_damaged_cache_is_fetched_anew(server, capsys):
+    data.load("mnist")
+    file = sources._cache_file("mnist")
+    content = bytearray(file.read_bytes())
+    content[400] ^= 1
+    file.write_bytes(bytes(content))
+    assert_tiny(data.load("mnist"))
+    assert "fetching mnist anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["half", "flipped bit", "longer", "folder"])
+def test_a_file_from_an_earlier_download_is_verified_again(server, damage):
+    first, second, *_ = download.fetch("mnist")
+    sent = server.folder / second.name
+    content = second.read_bytes()
+    if damage == "folder":
+        second.unlink()
+        second.mkdir()
+        refused(match="cannot be kept in")
+        return
+    wrong = {"half": content[:9], "flipped bit": content[:-1] + b"x", "longer": content + b"x"}
+    second.write_bytes(wrong[damage])
+    (server.folder / first.name).unlink()  # is not asked for again
+    assert_tiny(data.load("mnist"))
+    assert second.read_bytes() == sent.read_bytes()
+
+
+def test_a_dataset_that_cannot_be_cached_is_loaded_all_the_same(server, capsys):
+    sources._cache_file("mnist").mkdir(parents=True)
+    assert_tiny(data.load("mnist"))
+    assert "mnist could not be cached in" in capsys.readouterr().err
+    assert not left_over()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="stands in for a full disk")
+def test_a_full_disk_is_said(server, monkeypatch, tmp_path):
+    def mkstemp(*_, **__):
+        return os.open("/dev/full", os.O_WRONLY), str(tmp_path / "none")
+
+    monkeypatch.setattr(download.tempfile, "mkstemp", mkstemp)
+    refused(match=rf"cannot be kept in .* \({os.strerror(errno.ENOSPC)}\); make room there")
+
+
+def test_emnist_comes_out_of_its_one_archive(server):
+    with zipfile.ZipFile(server.folder / "gzip.zip", "w") as archive:
+        for name, array in zip(IDX_NAMES, tiny_arrays(), strict=True):
+            member = f"gzip/emnist-digits-{name.replace('t10k', 'test')}.gz"
+            archive.writestr(member, gzip.compress(idx_bytes(array)))
+    server.register()
+    dataset = data.load("emnist/digits")
+    np.testing.assert_array_equal(dataset.train.images, tiny_arrays()[0].transpose(0, 2, 1))
+
+
+def test_a_folder_of_ones_own_is_verified_like_a_download(server):
+    dataset = data.load("fashion_mnist", server.folder)
+    np.testing.assert_array_equal(dataset.train.images, tiny_arrays()[0])
+    images = tiny_arrays()[0]
+    images[7, 1, 1] ^= 1
+    write_idx(server.folder, [images], names=IDX_NAMES[:1])
+    with pytest.raises(InputError, match="does not hold fashion_mnist"):
+        data.load("fashion_mnist", server.folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("mnist", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
+        ("fashion_mnist", "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"),
+        ("kmnist", "http://codh.rois.ac.jp/kmnist/dataset/kmnist/"),
+        ("emnist/letters", "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip"),
+    ],
+)
+def test_each_dataset_is_asked_for_where_it_lives(name, url, monkeypatch):
+    asked = []
+
+    def remember(url):
+        asked.append(url)
+        raise data.DataUnavailable(url)
+
+    monkeypatch.setattr(download, "_open", remember)
+    with pytest.raises(data.DataUnavailable):
+        data.load(name)
+    assert asked[0].startswith(url)
+
+
+def test_a_cached_load_imports_nothing_heavy(tmp_path, monkeypatch):
+    cache = tmp_path / "mnist_jax"
+    cache.mkdir()
+    np.savez(cache / "kmnist.npz", **dict(zip(NPZ_KEYS, tiny_arrays(), strict=True)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code = (
+        "import sys; from mnist_jax import data; data.load('kmnist');"
+        "print(sorted({'tensorflow_datasets', 'sklearn', 'requests'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# What does not arrive is said
+
+
+def test_a_missing_file_on_the_server_is_said(server):
+    (server.folder / f"{IDX_NAMES[2]}.gz").unlink()
+    refused(match=r"mnist could not be downloaded \(127.0.0.1: 404 .*connect to the network, or")
+
+
+def test_a_connection_that_drops_is_said(server):
+    server.how = "drop"
+    refused(match=r"could not be downloaded \(127.0.0.1: .*\d+ bytes read, \d+ more expected")
+
+
+def test_a_connection_that_stalls_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.1)
+    server.how = "stall"
+    refused(match=r"could not be downloaded \(127.0.0.1: .*timed out")
+
+
+def test_no_more_is_read_than_was_announced(server):
+    server.how = "endless"
+    said = refused(match="came damaged")
+    received, expected = re.findall(r"([\d,]+) (?:bytes )?with", said)
+    assert int(received.replace(",", "")) <= int(expected.replace(",", "")) + 2**16
+    assert server.sent < 5 * 10**7
+
+
+@pytest.mark.parametrize("silent", ["server", "name"])
+def test_what_never_answers_is_given_up_early(server, monkeypatch, silent):
+    assert download.REACH_SECONDS < 5
+    monkeypatch.setattr(download, "REACH_SECONDS", 0.1)
+    if silent == "name":
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: server.released.wait())
+    else:
+        monkeypatch.setattr(Server, "answer", lambda *_: server.released.wait())
+        server.how = "silent"
+    refused(match=r"127.0.0.1: (no answer|.*timed out)")
+
+
+# What is interrupted leaves nothing
+
+
+def test_an_interrupted_download_leaves_nothing(server, monkeypatch):
+    import requests
+
+    def interrupted(*_):
+        yield b"some"
+        assert len(left_over()) == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(requests.Response, "iter_content", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        data.load("mnist")
+    assert not left_over()
+
+
+def test_an_interrupted_decoding_leaves_nothing(server, monkeypatch):
+    def interrupted(stream, **_):
+        stream.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        data.load("mnist")
+    assert not sources._cache_file("mnist").exists()
+    assert not left_over()
+
+
+def test_nothing_of_a_killed_download_is_trusted(server):
+    """And it is cleared away, but not at once: its process might still live."""
+    server.how = "stall"
+    killed = downloading()
+    while not left_over():
+        assert killed.poll() is None
+    killed.kill()
+    killed.wait()
+    (part,) = left_over()
+    server.how = None
+    assert_tiny(data.load("mnist"))
+    assert left_over() == [part]
+    os.utime(part, times=(0, 0))
+    (download.cache_dir() / "downloads" / "mnist" / f"{IDX_NAMES[0]}.gz").unlink()
+    download.fetch("mnist")
+    assert not left_over()
+
+
+def test_two_downloads_at_once_do_not_disturb_each_other(server):
+    server.how = "together"
+    with ThreadPoolExecutor(2) as pool:
+        for dataset in pool.map(data.load, ["mnist", "mnist"]):
+            assert_tiny(dataset)
+    assert not left_over()
+
+
+def test_a_cache_of_something_else_is_fetched_anew(server, capsys):
+    data.load("mnist")
+    x_train, *others = tiny_arrays()
+    arrays = dict(zip(NPZ_KEYS, (x_train ^ 1, *others), strict=True))
+    np.savez(sources._cache_file("mnist"), **arrays)
+    assert_tiny(data.load("mnist"))
+    assert "is not MNIST's" in capsys.readouterr().err
+
+
+def test_sizes_are_plain_numbers():
+    """Those of TensorFlow Datasets cannot be added to fractions, as a bar does."""
+    assert {type(source.size) for source in download.published("mnist")} == {int}
