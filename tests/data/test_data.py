@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 
 from mnist_jax import data
 from mnist_jax.config import InputError
-from mnist_jax.data import sources
+from mnist_jax.data import registry, sources
 from tests.conftest import idx_bytes, tiny_arrays
 
 
@@ -85,4 +85,4 @@ def test_hold_out_takes_the_last_images():
 
 def test_the_checksum_is_that_of_the_idx_file():
     for array in tiny_arrays():
-        assert data.sha256_as_idx(array) == hashlib.sha256(idx_bytes(array)).hexdigest()
+        assert registry.sha256_as_idx(array) == hashlib.sha256(idx_bytes(array)).hexdigest()

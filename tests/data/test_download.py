@@ -111,7 +111,7 @@ def small_mnist(monkeypatch):
 def downloading():
     """Another process that fetches MNIST from the server."""
     code = (
-        "from mnist_jax import download, sources\n"
+        "from mnist_jax.data import download, sources\n"
         "from mnist_jax.data.download import Published\n"
         f"download.published = lambda name: {download.published('mnist')}\n"
         "sources.download('mnist')"
