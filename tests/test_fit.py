@@ -8,7 +8,7 @@ import pytest
 
 from mnist_jax import data, plots, population
 from mnist_jax.config import Config, InputError
-from mnist_jax.data import sources
+from mnist_jax.data import files
 from mnist_jax.fit import fit
 from mnist_jax.runs import rundir
 from mnist_jax.runs.report import (
@@ -292,11 +292,11 @@ def test_a_researcher_brings_their_own_recipe(tmp_path, capsys):
 
 def test_a_run_remembers_the_folder_it_read_and_no_other(tmp_path, monkeypatch):
     monkeypatch.setenv("MNIST_JAX_DATA", str(tmp_path))  # MNIST's, so not asked for kmnist
-    monkeypatch.setattr(sources, "read_cache", lambda name: tiny_arrays())
+    monkeypatch.setattr(files, "read_cache", lambda name: tiny_arrays())
     small = {"hidden": (4,), "epochs": 1, "batch_size": 8}
     run = fit(Config(dataset="kmnist", **small), tmp_path / "cached")
     assert load_run(run.path).config.data_dir is None
-    arrays = dict(zip(sources.NPZ_KEYS, tiny_arrays(), strict=True))
+    arrays = dict(zip(files.NPZ_KEYS, tiny_arrays(), strict=True))
     np.savez(tmp_path / "mnist.npz", **arrays)
     run = fit(Config(dataset="local", **small), tmp_path / "local")
     assert load_run(run.path).config.data_dir == tmp_path

@@ -1,7 +1,7 @@
 """A name becomes images and labels, in their official order and checked.
 
 `mnist`, `fashion_mnist`, `kmnist` and `emnist/SPLIT` come from a folder or the network, `digits`
-with scikit-learn; `sources.py` fetches them.
+with scikit-learn; `files.py` fetches them.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from mnist_jax.config import InputError, unusable
-from mnist_jax.data import sources
+from mnist_jax.data import files
 from mnist_jax.data.download import DATA_VARIABLE, IDX_NAMES, DataUnavailable
+from mnist_jax.data.files import Arrays
 from mnist_jax.data.on_disk import ImagesOnDisk
-from mnist_jax.data.sources import Arrays
 
 MNIST_SHA256 = (
     "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -91,23 +91,23 @@ def load(name: str = "mnist", data_dir: Path | str | None = None) -> Dataset:
             return load("digits")
     folder = data_dir or default_folder(name)
     if name == "digits":
-        arrays = sources.embedded_digits()
+        arrays = files.embedded_digits()
     elif name not in (*CLASS_NAMES, "local"):
         known = ", ".join(("auto", *CLASS_NAMES, "local"))
         raise InputError(f"--dataset {name} is unknown; choose one of {known}")
     elif folder:
-        arrays = sources.read_data_dir(name, Path(folder).expanduser())
+        arrays = files.read_data_dir(name, Path(folder).expanduser())
     elif name == "local":
         raise InputError(f"--dataset local needs --data-dir DIR, or {DATA_VARIABLE}, to read from")
     else:
-        return _cached(name) or _checked(name, sources.download(name))
+        return _cached(name) or _checked(name, files.download(name))
     return _checked(name, arrays)
 
 
 def _cached(name: str) -> Dataset | None:
     """What the cache has of `name`, if it is right."""
     try:
-        arrays = sources.read_cache(name)
+        arrays = files.read_cache(name)
         return _checked(name, arrays) if arrays else None
     except InputError as error:
         print(f"{error}: fetching {name} anew", file=sys.stderr)

@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 
 from mnist_jax import data
 from mnist_jax.config import InputError
-from mnist_jax.data import registry, sources
+from mnist_jax.data import files, registry
 from tests.conftest import idx_bytes, tiny_arrays
 
 
@@ -52,7 +52,7 @@ def offline(monkeypatch):
     def unreachable(name):
         raise data.DataUnavailable(f"{name} could not be downloaded")
 
-    monkeypatch.setattr(sources, "fetch", unreachable)
+    monkeypatch.setattr(files, "fetch", unreachable)
 
 
 def test_auto_falls_back_unmissably(offline, capsys):

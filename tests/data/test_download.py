@@ -19,10 +19,10 @@ import pytest
 
 from mnist_jax import data
 from mnist_jax.config import InputError
-from mnist_jax.data import download, registry, sources
-from mnist_jax.data.sources import IDX_NAMES, NPZ_KEYS
+from mnist_jax.data import download, files, registry
+from mnist_jax.data.files import IDX_NAMES, NPZ_KEYS
 from tests.conftest import idx_bytes, tiny_arrays
-from tests.data.test_sources import write_idx
+from tests.data.test_files import write_idx
 
 # A server on this machine stands in for the network.
 
@@ -111,10 +111,10 @@ def small_mnist(monkeypatch):
 def downloading():
     """Another process that fetches MNIST from the server."""
     code = (
-        "from mnist_jax.data import download, sources\n"
+        "from mnist_jax.data import download, files\n"
         "from mnist_jax.data.download import Published\n"
         f"download.published = lambda name: {download.published('mnist')}\n"
-        "sources.download('mnist')"
+        "files.download('mnist')"
     )
     return subprocess.Popen([sys.executable, "-c", code])
 
@@ -146,7 +146,7 @@ def test_a_download_is_verified_decoded_and_cached(server, monkeypatch):
     def no_network(*_):
         raise AssertionError("the second load must come from the cache")
 
-    monkeypatch.setattr(sources, "fetch", no_network)
+    monkeypatch.setattr(files, "fetch", no_network)
     assert_tiny(data.load("mnist"))
     assert not left_over()
 
@@ -162,7 +162,7 @@ def test_a_damaged_download_is_refused_and_not_kept(server):
 
 def test_a_damaged_cache_is_fetched_anew(server, capsys):
     data.load("mnist")
-    file = sources._cache_file("mnist")
+    file = files._cache_file("mnist")
     content = bytearray(file.read_bytes())
     content[400] ^= 1
     file.write_bytes(bytes(content))
@@ -188,7 +188,7 @@ def test_a_file_from_an_earlier_download_is_verified_again(server, damage):
 
 
 def test_a_dataset_that_cannot_be_cached_is_loaded_all_the_same(server, capsys):
-    sources._cache_file("mnist").mkdir(parents=True)
+    files._cache_file("mnist").mkdir(parents=True)
     assert_tiny(data.load("mnist"))
     assert "mnist could not be cached in" in capsys.readouterr().err
     assert not left_over()
@@ -322,7 +322,7 @@ def test_an_interrupted_decoding_leaves_nothing(server, monkeypatch):
     monkeypatch.setattr(np, "savez", interrupted)
     with pytest.raises(KeyboardInterrupt):
         data.load("mnist")
-    assert not sources._cache_file("mnist").exists()
+    assert not files._cache_file("mnist").exists()
     assert not left_over()
 
 
@@ -356,7 +356,7 @@ def test_a_cache_of_something_else_is_fetched_anew(server, capsys):
     data.load("mnist")
     x_train, *others = tiny_arrays()
     arrays = dict(zip(NPZ_KEYS, (x_train ^ 1, *others), strict=True))
-    np.savez(sources._cache_file("mnist"), **arrays)
+    np.savez(files._cache_file("mnist"), **arrays)
     assert_tiny(data.load("mnist"))
     assert "is not MNIST's" in capsys.readouterr().err
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mnist_jax import data, fit, population
 from mnist_jax.config import Config, InputError, Interrupted
-from mnist_jax.data import Examples, shards, sources
+from mnist_jax.data import Examples, files, shards
 from mnist_jax.data.on_disk import ImagesOnDisk
 from mnist_jax.data.shards import Feed, Plan, combined, pieces, plan, read
 from mnist_jax.explain import run_figures as explain
@@ -25,7 +25,7 @@ from mnist_jax.runs.report import load_data, load_run
 from mnist_jax.sweep import run as sweep
 from mnist_jax.train import Metrics, default_recipe
 from tests.conftest import idx_bytes, tiny_arrays
-from tests.data.test_sources import write_idx
+from tests.data.test_files import write_idx
 from tests.runs.test_keeper import OFTEN, Stop, assert_same
 
 SHARDED = Config(
@@ -358,7 +358,7 @@ def on_disk(tmp_path, digits, monkeypatch):
     """A folder with the digits, whose training images stay where they are."""
     folder = tmp_path / "large"
     write_idx(folder, (*digits.train, *digits.test), "")
-    monkeypatch.setattr(sources, "STAYS_ON_DISK", 1437 * 64)  # less than its file, with its header
+    monkeypatch.setattr(files, "STAYS_ON_DISK", 1437 * 64)  # less than its file, with its header
     return folder
 
 
@@ -398,7 +398,7 @@ def test_from_disk_come_the_same_bits_as_from_memory(on_disk, monkeypatch, tmp_p
         SHARDED, dataset="local", data_dir=on_disk, batch_norm=True, validation_images=100
     )
     disk = fit.fit(config, tmp_path / "disk")
-    monkeypatch.setattr(sources, "STAYS_ON_DISK", 10**9)
+    monkeypatch.setattr(files, "STAYS_ON_DISK", 10**9)
     assert isinstance(data.load("local", on_disk).train.images, np.ndarray)
     memory = fit.fit(config, tmp_path / "memory")
     assert_same(disk.path, memory)
@@ -425,7 +425,7 @@ def test_what_stays_on_disk_is_divided_without_being_asked(
 
 @pytest.mark.parametrize("how", ["header", "shorter", "gone", "labels"])
 def test_a_large_file_that_is_not_right_is_refused(on_disk, how, tmp_path, monkeypatch):
-    file = on_disk / sources.IDX_NAMES[0]
+    file = on_disk / files.IDX_NAMES[0]
     config = dataclasses.replace(SHARDED, dataset="local", data_dir=on_disk)
     if how == "header":
         with file.open("ab") as stream:
@@ -447,7 +447,7 @@ def test_a_large_file_that_is_not_right_is_refused(on_disk, how, tmp_path, monke
 
 def test_a_file_that_shrinks_while_a_run_trains_ends_it_in_one_line(on_disk, tmp_path, monkeypatch):
     def and_cut(self, part):
-        os.truncate(on_disk / sources.IDX_NAMES[0], 1000)
+        os.truncate(on_disk / files.IDX_NAMES[0], 1000)
 
     monkeypatch.setattr(Keeper, "shard_done", and_cut)
     config = dataclasses.replace(SHARDED, dataset="local", data_dir=on_disk)
@@ -463,14 +463,14 @@ def test_only_plain_files_of_ones_own_stay_on_disk(on_disk, digits, tmp_path):
 MEMORY = """
 import dataclasses, re, sys
 from pathlib import Path
-from mnist_jax.data import shards, sources
+from mnist_jax.data import shards, files
 from mnist_jax.config import Config
 from mnist_jax.fit import fit
 
 def peak():  # getrusage would give that of the process that started this one, if it was higher
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024
 
-sources.STAYS_ON_DISK, shards.SHARD_BYTES = 2**24, 2**23
+files.STAYS_ON_DISK, shards.SHARD_BYTES = 2**24, 2**23
 folder = Path(sys.argv[1])
 config = Config(dataset="local", data_dir=folder / "small", hidden=(8,), epochs=2, batch_size=1000)
 fit(dataclasses.replace(config, shard_images=2**23 // 784), folder / "first")

@@ -240,7 +240,7 @@ def test_another_recipe_is_refused(part):
 
 def test_data_may_move(tmp_path, monkeypatch):
     """Only what is in them counts, and the folder that is named last is the one to remember."""
-    from tests.data.test_sources import tiny_arrays, write_idx
+    from tests.data.test_files import tiny_arrays, write_idx
 
     config = Config(dataset="local", hidden=(4,), epochs=2, batch_size=8)
     places = [tmp_path / "old", tmp_path / "new"]

@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 
 from mnist_jax import data
 from mnist_jax.config import InputError
-from mnist_jax.data import sources
-from mnist_jax.data.sources import IDX_NAMES, NPZ_KEYS, parse_idx
+from mnist_jax.data import files
+from mnist_jax.data.files import IDX_NAMES, NPZ_KEYS, parse_idx
 from tests.conftest import idx_bytes, tiny_arrays
 
 # The parser
@@ -93,7 +93,7 @@ def test_the_environment_variable_names_a_folder(tmp_path, monkeypatch):
 def test_mnists_folder_in_the_environment_is_not_asked_for_other_data(tmp_path, monkeypatch):
     write_idx(tmp_path, tiny_arrays())
     monkeypatch.setenv("MNIST_JAX_DATA", str(tmp_path))
-    monkeypatch.setattr(sources, "read_cache", lambda name: tiny_arrays())
+    monkeypatch.setattr(files, "read_cache", lambda name: tiny_arrays())
     assert data.load("kmnist").name == "kmnist"  # from the cache
     write_idx(tmp_path / "emnist" / "digits", tiny_arrays()[:2], names=["other", "another"])
     with pytest.raises(InputError, match="has no emnist-digits-train-images"):
@@ -206,7 +206,7 @@ def test_fashion_mnist_is_not_mistaken_for_mnist(mnist_dir):
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_a_file_stops_at_the_limit(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(sources, "LARGEST_DATASET", 10**6)
+    monkeypatch.setattr(files, "LARGEST_DATASET", 10**6)
     arrays = (np.zeros((100, 1000, 1000), np.uint8), *tiny_arrays()[1:])
     write_idx(tmp_path, arrays, suffix)
     tracemalloc.start()
@@ -220,9 +220,9 @@ def test_a_file_stops_at_the_limit(tmp_path, monkeypatch, suffix):
 def test_four_files_that_fit_one_by_one_may_be_too_large_together(tmp_path, monkeypatch, suffix):
     sizes = [len(idx_bytes(array)) for array in tiny_arrays()]
     write_idx(tmp_path, tiny_arrays(), suffix)
-    monkeypatch.setattr(sources, "LARGEST_DATASET", sum(sizes))
+    monkeypatch.setattr(files, "LARGEST_DATASET", sum(sizes))
     assert data.load("local", tmp_path).name == "local"
-    monkeypatch.setattr(sources, "LARGEST_DATASET", sum(sizes) - 1)
+    monkeypatch.setattr(files, "LARGEST_DATASET", sum(sizes) - 1)
     with pytest.raises(InputError, match=r"t10k-labels-idx1-ubyte.* makes more than"):
         data.load("local", tmp_path)
 
@@ -330,7 +330,7 @@ def test_an_archive_unpacks_no_more_than_it_declares(tmp_path):
 def test_an_archive_that_declares_too_much_is_not_unpacked(tmp_path, monkeypatch):
     file = tmp_path / "mnist.npz"
     write_npz(file, compression=zipfile.ZIP_DEFLATED)
-    monkeypatch.setattr(sources, "LARGEST_DATASET", 800)  # less than all, more than any
+    monkeypatch.setattr(files, "LARGEST_DATASET", 800)  # less than all, more than any
     with pytest.raises(InputError, match=r"npz makes more than 800 bytes of data"):
         data.load("local", file)
 
