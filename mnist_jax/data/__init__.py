@@ -4,5 +4,7 @@ from mnist_jax.data.download import DataUnavailable as DataUnavailable
 from mnist_jax.data.registry import Dataset as Dataset
 from mnist_jax.data.registry import Examples as Examples
 from mnist_jax.data.registry import default_folder as default_folder
-from mnist_jax.data.registry import hold_out as hold_out
 from mnist_jax.data.registry import load as load
+from mnist_jax.data.registry import train_val_split as train_val_split
+
+hold_out = train_val_split  # until all callers use the new name

@@ -132,20 +132,19 @@ def default_folder(name: str) -> str | None:
     return None
 
 
-def hold_out(examples: Examples, count: int) -> tuple[Examples, Examples]:
-    """All but the last `count` examples to train on, and those, read, to validate with.
+def train_val_split(examples: Examples, validation_images: int) -> tuple[Examples, Examples]:
+    """Training and validation examples: the last `validation_images` are held out for validation.
 
     Raises:
-        InputError: nothing would be left to train on.
+        InputError: no image would be left to train on.
     """
-    cut = len(examples.labels) - count
-    if cut < 1:
-        fewer = f"fewer than the {len(examples.labels)} training images"
-        raise unusable("--validation-images", count, fewer)
-    return (
-        Examples(examples.images[:cut], examples.labels[:cut]),
-        Examples(np.asarray(examples.images[cut:]), examples.labels[cut:]),
-    )
+    images, labels = examples
+    split = len(labels) - validation_images
+    if split < 1:
+        expected = f"fewer than the {len(labels)} training images"
+        raise unusable("--validation-images", validation_images, expected)
+    training = Examples(images[:split], labels[:split])
+    return training, Examples(np.asarray(images[split:]), labels[split:])
 
 
 def sha256_as_idx(array: UInt8[np.ndarray, "..."] | ImagesOnDisk) -> str:

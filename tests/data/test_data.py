@@ -72,15 +72,15 @@ def test_auto_does_not_fall_back_from_a_folder_that_was_named(offline, tmp_path)
         data.load("auto", tmp_path)
 
 
-def test_hold_out_takes_the_last_images():
+def test_the_last_images_are_held_out_for_validation():
     x, y, _, _ = tiny_arrays()
-    training, validation = data.hold_out(data.Examples(x, y), 15)
+    training, validation = data.train_val_split(data.Examples(x, y), 15)
     np.testing.assert_array_equal(training.images, x[:25])
     np.testing.assert_array_equal(validation.labels, y[25:])
-    everything, nothing = data.hold_out(data.Examples(x, y), 0)
+    everything, nothing = data.train_val_split(data.Examples(x, y), 0)
     assert (len(everything.labels), len(nothing.labels)) == (40, 0)
     with pytest.raises(InputError, match="--validation-images 40"):
-        data.hold_out(data.Examples(x, y), 40)
+        data.train_val_split(data.Examples(x, y), 40)
 
 
 def test_the_checksum_is_that_of_the_idx_file():

@@ -387,7 +387,7 @@ def test_a_large_file_is_not_read_but_known_by_its_checksum(on_disk, digits):
     assert isinstance(large.train.images, ImagesOnDisk)
     assert isinstance(large.test.images, np.ndarray)
     assert large.sha256 == digits.sha256
-    training, validation = data.hold_out(large.train, 100)
+    training, validation = data.train_val_split(large.train, 100)
     assert isinstance(training.images, ImagesOnDisk)
     np.testing.assert_array_equal(validation.images, digits.train.images[-100:])
     np.testing.assert_array_equal(np.asarray(training.images), digits.train.images[:-100])
