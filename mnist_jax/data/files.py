@@ -28,7 +28,6 @@ from mnist_jax.data.download import (
     published,
     replacing,
 )
-from mnist_jax.data.on_disk import ImagesOnDisk
 
 LARGEST_DATASET = 2**30
 """Bytes of the four arrays together; EMNIST's largest have 638 million.
@@ -80,6 +79,44 @@ def _shape(content: bytes, length: int, source: object) -> tuple[int, ...]:
     return shape
 
 
+# Images that stay on disk
+
+
+def _map(path: Path) -> np.memmap:
+    """The array in a plain IDX file, as a memory map."""
+    with path.open("rb") as stream:
+        header = stream.read(16)
+    shape = _shape(header, path.stat().st_size, path)
+    return np.memmap(path, np.uint8, "r", offset=4 + 4 * len(shape), shape=shape)
+
+
+def read_images(
+    images: UInt8[Any, "n height width"], start: int, stop: int
+) -> UInt8[np.ndarray, "m height width"]:
+    """`images[start:stop]` in memory.
+
+    Those of a memory map are read from its file. What is read through a map counts as memory of the
+    process until the map is closed, and a file that shrinks meanwhile kills the process (SIGBUS).
+
+    Raises:
+        InputError: the file cannot be read, or has become shorter.
+    """
+    part = images[start:stop]
+    if not isinstance(images, np.memmap) or images.mode != "r" or not images.flags.c_contiguous:
+        return np.asarray(part)
+    # A slice keeps the offset of the map that it was cut from, so its own is worked out here.
+    parent = images.base if isinstance(images.base, np.memmap) else images
+    offset = images.offset + part.ctypes.data - parent.ctypes.data
+    path = str(images.filename)
+    try:
+        pixels = np.fromfile(path, images.dtype, part.size, offset=offset)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from None
+    if pixels.size < part.size:
+        raise InputError(f"{path} has become shorter; get it again")
+    return pixels.reshape(part.shape)
+
+
 # From a folder of one's own
 
 
@@ -122,21 +159,9 @@ def _read_folder(name: str, path: Path) -> Arrays:
             )
     elif name not in ("mnist", "local"):
         print(f"{folder}: {name}'s checksums here are unknown, not verified", file=sys.stderr)
-    if name == "local" and (images := _on_disk(files[0])):
-        return images, *_decoded(name, files[1:], _read_files(files[1:]))
+    if name == "local" and files[0].suffix != ".gz" and files[0].stat().st_size > STAYS_ON_DISK:
+        return _map(files[0]), *_decoded(name, files[1:], _read_files(files[1:]))
     return _decoded(name, files, _read_files(files))
-
-
-def _on_disk(file: Path) -> ImagesOnDisk | None:
-    """The images in `file`, if it is plain and so large that they stay there."""
-    if file.suffix == ".gz" or (length := file.stat().st_size) <= STAYS_ON_DISK:
-        return None
-    with file.open("rb") as stream:
-        header = stream.read(16)
-    match _shape(header, length, file):
-        case (count, height, width):
-            return ImagesOnDisk(file.absolute(), len(header), (count, height, width))
-    return None
 
 
 def _idx_names(name: str) -> list[str]:

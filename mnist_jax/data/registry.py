@@ -18,7 +18,6 @@ from mnist_jax.config import InputError, unusable
 from mnist_jax.data import files
 from mnist_jax.data.download import DATA_VARIABLE, IDX_NAMES, DataUnavailable
 from mnist_jax.data.files import Arrays
-from mnist_jax.data.on_disk import ImagesOnDisk
 
 MNIST_SHA256 = (
     "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -54,7 +53,7 @@ CLASS_NAMES: dict[str, tuple[str, ...]] = {
 class Examples(NamedTuple):
     """Images with their labels; a pytree, so it goes to the device as one."""
 
-    # Any: arrays of NumPy or JAX, or images on disk. Naming JAX's would import it, and it is
+    # Any: arrays of NumPy (a memory map too) or JAX. Naming JAX's would import it, and it is
     # imported while data load.
     images: UInt8[Any, "n height width"]
     labels: Integer[Any, "n"]
@@ -135,6 +134,8 @@ def default_folder(name: str) -> str | None:
 def train_val_split(examples: Examples, validation_images: int) -> tuple[Examples, Examples]:
     """Training and validation examples: the last `validation_images` are held out for validation.
 
+    Validation images are read into memory; training images may stay on disk.
+
     Raises:
         InputError: no image would be left to train on.
     """
@@ -144,17 +145,18 @@ def train_val_split(examples: Examples, validation_images: int) -> tuple[Example
         expected = f"fewer than the {len(labels)} training images"
         raise unusable("--validation-images", validation_images, expected)
     training = Examples(images[:split], labels[:split])
-    return training, Examples(np.asarray(images[split:]), labels[split:])
+    return training, Examples(files.read_images(images, split, len(labels)), labels[split:])
 
 
-def sha256_as_idx(array: UInt8[np.ndarray, "..."] | ImagesOnDisk) -> str:
-    """SHA-256 of the plain IDX file that would hold `array`, or does."""
-    if isinstance(array, ImagesOnDisk):
-        return array.sha256()
+def sha256_as_idx(array: UInt8[np.ndarray, "..."]) -> str:
+    """SHA-256 of the plain IDX file that has `array`, or would have it."""
+    if isinstance(array, np.memmap):
+        with Path(str(array.filename)).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
-    hashed = hashlib.sha256(header)
-    hashed.update(np.ascontiguousarray(array).data)
-    return hashed.hexdigest()
+    digest = hashlib.sha256(header)
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _checked(name: str, arrays: Arrays) -> Dataset:

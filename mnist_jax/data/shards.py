@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from mnist_jax.config import Config
 from mnist_jax.data import Examples
-from mnist_jax.data.on_disk import ImagesOnDisk
+from mnist_jax.data.files import read_images
 from mnist_jax.parallel import devices
 from mnist_jax.train import SETTLING_IMAGES, Metrics, steps_per_epoch
 
@@ -62,7 +62,7 @@ def plan(config: Config, images: int) -> Plan:
 def shard_images(config: Config, training: Examples) -> int:
     """`config.shard_images`, or a number of images that any machine holds if they are on disk."""
     images = training.images
-    if config.shard_images or not isinstance(images, ImagesOnDisk):
+    if config.shard_images or not isinstance(images, np.memmap):
         return config.shard_images
     return max(SHARD_BYTES * len(images) // images.size, config.batch_size)
 
@@ -89,7 +89,7 @@ def read(training: Examples, pieces: Int[np.ndarray, "pieces 2"]) -> Examples:
     found = np.empty((int(np.diff(pieces).sum()), *images.shape[1:]), images.dtype)
     at = 0
     for first, end in pieces.tolist():
-        found[at : at + end - first] = images[first:end]
+        found[at : at + end - first] = read_images(images, first, end)
         at += end - first
     return Examples(found, np.concatenate([labels[first:end] for first, end in pieces.tolist()]))
 
@@ -125,15 +125,17 @@ class Feed:
         self._coming: tuple[tuple[int, int], Future[Examples]] | None = None
         if self.plan.is_whole:
             self._pool = None
-            self.like = devices.share(Examples(np.asarray(training.images), training.labels))
+            images = read_images(training.images, 0, self.plan.images)
+            self.like = devices.share(Examples(images, training.labels))
             self.settling = self.like.images
         else:
             self._pool = ThreadPoolExecutor(1)
             self.like = jax.tree.map(self._shape, Examples(*training))
             # Those that `settle` chooses of all, or fewer if a shard has; it takes all of these.
             count = min(SETTLING_IMAGES, self.plan.size)
-            few = training.images[:: max(1, self.plan.images // count)]
-            self.settling = devices.share(np.asarray(few))
+            evenly = range(0, self.plan.images, max(1, self.plan.images // count))
+            few = [read_images(training.images, i, i + 1) for i in evenly]
+            self.settling = devices.share(np.concatenate(few))
 
     def take(self, epoch: int, shard: int) -> Examples:
         """Shard `shard`, counted from 0, of an epoch, counted from 1.
@@ -157,6 +159,6 @@ class Feed:
         examples = devices.put(read(self._training, chosen), self._place)
         return jax.block_until_ready(examples)
 
-    def _shape(self, array: np.ndarray | ImagesOnDisk) -> jax.ShapeDtypeStruct:
+    def _shape(self, array: np.ndarray) -> jax.ShapeDtypeStruct:
         shape = (self.plan.size, *array.shape[1:])
         return jax.ShapeDtypeStruct(shape, array.dtype, sharding=self._place)

@@ -4,6 +4,7 @@ import os
 import struct
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -426,3 +427,66 @@ def test_emnist_is_turned_upright_and_counts_from_zero(tmp_path, capsys):
     write_idx(tmp_path, (y_train + 1, y_train + 1, x_test, y_test + 1), names=names)
     with pytest.raises(InputError, match=r"training images are uint8 \(40,\)"):
         data.load("emnist/letters", tmp_path)
+
+
+# Images that stay on disk
+
+
+@pytest.fixture
+def image_file(tmp_path):
+    """A file of ten images, and what they are."""
+    array = tiny_arrays(train=10)[0]
+    path = tmp_path / "images"
+    path.write_bytes(idx_bytes(array))
+    return path, array
+
+
+limits = st.none() | st.integers(-12, 12)
+slices = st.builds(slice, limits, limits, st.none() | st.integers(-3, 3).filter(bool))
+
+
+@given(st.lists(slices, max_size=3), limits, limits)
+def test_any_part_of_a_map_is_read_as_from_an_array(tmp_path_factory, parts, start, stop):
+    array = tiny_arrays(train=10)[0]
+    path = tmp_path_factory.mktemp("images") / "images"
+    path.write_bytes(idx_bytes(array))
+    images = np.memmap(path, np.uint8, "r", 16, array.shape)
+    for part in parts:
+        array, images = array[part], images[part]
+    start, stop, _ = slice(start, stop).indices(len(array))
+    images = files.read_images(images, start, stop)
+    assert type(images) is np.ndarray
+    np.testing.assert_array_equal(images, array[start:stop])
+
+
+def test_a_map_is_read_from_its_file_even_from_another_folder(image_file, monkeypatch):
+    path, array = image_file
+    monkeypatch.chdir(path.parent)
+    images = np.memmap(Path(path.name), np.uint8, "r", 16, array.shape)
+    monkeypatch.chdir("/")
+    part = files.read_images(images, 2, 7)
+    assert not np.may_share_memory(part, images)
+    np.testing.assert_array_equal(part, array[2:7])
+
+
+def test_arrays_in_memory_are_not_copied(image_file):
+    path, array = image_file
+    changed = np.memmap(path, np.uint8, "c", 16, array.shape)  # its changes are only in memory
+    changed[4] ^= 1
+    for images in (array, changed):
+        part = files.read_images(images, 2, 7)
+        assert np.may_share_memory(part, images)
+        np.testing.assert_array_equal(part, images[2:7])
+
+
+@pytest.mark.parametrize("problem", ["shorter", "gone"])
+def test_a_mapped_file_that_is_gone_or_shorter_is_reported(image_file, problem):
+    path, array = image_file
+    images = np.memmap(path, np.uint8, "r", 16, array.shape)
+    if problem == "shorter":
+        os.truncate(path, 50)
+    else:
+        path.unlink()
+    expected = "has become shorter" if problem == "shorter" else "cannot be read"
+    with pytest.raises(InputError, match=f"{path} {expected}"):
+        files.read_images(images, 2, 7)

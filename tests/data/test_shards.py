@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from mnist_jax import data, fit, population
 from mnist_jax.config import Config, InputError, Interrupted
 from mnist_jax.data import Examples, files, shards
-from mnist_jax.data.on_disk import ImagesOnDisk
 from mnist_jax.data.shards import Feed, Plan, combined, pieces, plan, read
 from mnist_jax.explain import run_figures as explain
 from mnist_jax.runs import checkpoint, rundir
@@ -24,7 +23,7 @@ from mnist_jax.runs.keeper import Keeper
 from mnist_jax.runs.report import load_data, load_run
 from mnist_jax.sweep import run as sweep
 from mnist_jax.train import Metrics, default_recipe
-from tests.conftest import idx_bytes, tiny_arrays
+from tests.conftest import idx_bytes
 from tests.data.test_files import write_idx
 from tests.runs.test_keeper import OFTEN, Stop, assert_same
 
@@ -362,33 +361,15 @@ def on_disk(tmp_path, digits, monkeypatch):
     return folder
 
 
-slices = st.builds(
-    slice,
-    st.none() | st.integers(-12, 12),
-    st.none() | st.integers(-12, 12),
-    st.none() | st.integers(-3, 3).filter(bool),
-)
-
-
-@given(st.lists(slices, max_size=3))
-def test_slices_of_a_file_are_those_of_an_array(tmp_path_factory, parts):
-    array = tiny_arrays(train=10)[0]
-    file = tmp_path_factory.mktemp("images") / "images"
-    file.write_bytes(idx_bytes(array))
-    images = ImagesOnDisk(file, 16, array.shape)
-    for part in parts:
-        array, images = array[part], images[part]
-    assert (len(images), images.shape, images.size) == (len(array), array.shape, array.size)
-    np.testing.assert_array_equal(np.asarray(images), array)
-
-
 def test_a_large_file_is_not_read_but_known_by_its_checksum(on_disk, digits):
     large = data.load("local", on_disk)
-    assert isinstance(large.train.images, ImagesOnDisk)
-    assert isinstance(large.test.images, np.ndarray)
+    assert isinstance(large.train.images, np.memmap)
+    assert type(large.test.images) is np.ndarray
     assert large.sha256 == digits.sha256
     training, validation = data.train_val_split(large.train, 100)
-    assert isinstance(training.images, ImagesOnDisk)
+    assert isinstance(training.images, np.memmap)
+    assert type(validation.images) is np.ndarray
+    assert not np.may_share_memory(validation.images, large.train.images)
     np.testing.assert_array_equal(validation.images, digits.train.images[-100:])
     np.testing.assert_array_equal(np.asarray(training.images), digits.train.images[:-100])
 
@@ -399,7 +380,7 @@ def test_from_disk_come_the_same_bits_as_from_memory(on_disk, monkeypatch, tmp_p
     )
     disk = fit.fit(config, tmp_path / "disk")
     monkeypatch.setattr(files, "STAYS_ON_DISK", 10**9)
-    assert isinstance(data.load("local", on_disk).train.images, np.ndarray)
+    assert type(data.load("local", on_disk).train.images) is np.ndarray
     memory = fit.fit(config, tmp_path / "memory")
     assert_same(disk.path, memory)
     assert load_data(disk).sha256 == memory.data_sha256
@@ -457,7 +438,7 @@ def test_a_file_that_shrinks_while_a_run_trains_ends_it_in_one_line(on_disk, tmp
 
 def test_only_plain_files_of_ones_own_stay_on_disk(on_disk, digits, tmp_path):
     write_idx(tmp_path / "packed", (*digits.train, *digits.test), ".gz")
-    assert isinstance(data.load("local", tmp_path / "packed").train.images, np.ndarray)
+    assert type(data.load("local", tmp_path / "packed").train.images) is np.ndarray
 
 
 MEMORY = """
