@@ -8,7 +8,6 @@ import pytest
 
 from mnist_jax import data, plots, population
 from mnist_jax.config import Config, InputError
-from mnist_jax.data import files
 from mnist_jax.fit import fit
 from mnist_jax.runs import rundir
 from mnist_jax.runs.report import (
@@ -22,6 +21,7 @@ from mnist_jax.runs.report import (
 )
 from mnist_jax.train import default_recipe
 from tests.conftest import tiny_arrays
+from tests.data.test_files import write_cache, write_npz
 
 SMALL = Config(dataset="digits", hidden=(16,), epochs=3, batch_size=32, seeds=2)
 
@@ -292,12 +292,11 @@ def test_a_researcher_brings_their_own_recipe(tmp_path, capsys):
 
 def test_a_run_remembers_the_folder_it_read_and_no_other(tmp_path, monkeypatch):
     monkeypatch.setenv("MNIST_JAX_DATA", str(tmp_path))  # MNIST's, so not asked for kmnist
-    monkeypatch.setattr(files, "read_cache", lambda name: tiny_arrays())
+    write_cache("kmnist", tiny_arrays())
     small = {"hidden": (4,), "epochs": 1, "batch_size": 8}
     run = fit(Config(dataset="kmnist", **small), tmp_path / "cached")
     assert load_run(run.path).config.data_dir is None
-    arrays = dict(zip(files.NPZ_KEYS, tiny_arrays(), strict=True))
-    np.savez(tmp_path / "mnist.npz", **arrays)
+    write_npz(tmp_path / "mnist.npz", tiny_arrays())
     run = fit(Config(dataset="local", **small), tmp_path / "local")
     assert load_run(run.path).config.data_dir == tmp_path
 

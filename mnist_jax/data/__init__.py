@@ -1,4 +1,4 @@
-"""A name becomes images and labels."""
+"""Datasets by name, checked: from files, the cache or a download, and on to the devices."""
 
 from mnist_jax.data.download import DataUnavailable as DataUnavailable
 from mnist_jax.data.registry import Dataset as Dataset

@@ -1,6 +1,6 @@
-"""A dataset's files as they are published: fetched, verified and kept in the cache folder.
+"""Downloads the published files of a dataset to the cache folder, and verifies them.
 
-TensorFlow Datasets knows their addresses, sizes and SHA-256, and needs no TensorFlow for that.
+TensorFlow Datasets knows their addresses, sizes and SHA-256 checksums. TensorFlow is not needed.
 """
 
 import contextlib
@@ -10,18 +10,21 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from mnist_jax.config import InputError
+from mnist_jax.notebook import in_notebook
 
 DATA_VARIABLE = "MNIST_JAX_DATA"
-"""The environment variable that names a data folder where no flag does."""
+"""The environment variable that names the data folder if --data-dir does not."""
 
 IMPORTING = threading.Lock()
-"""For imports of large packages while other threads run: two threads that import parts of one
-package at the same time may find it half made."""
+"""Held while a large package is imported. `mnist-jax train` imports JAX in one thread while another
+loads the data. If both import parts of the same package, one may see modules that are incomplete.
+"""
 
 IDX_NAMES = (
     "train-images-idx3-ubyte",
@@ -29,166 +32,157 @@ IDX_NAMES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-"""The four files of a dataset, which may end in .gz."""
+"""The four files of a dataset. Their names may end in .gz."""
 
-REACH_SECONDS = 4.0
-"""How long a server may take to begin its answer before it counts as out of reach."""
+RESPONSE_TIMEOUT_SECONDS = 4.0
+"""A server must begin its answer within this time, which includes looking up its address."""
 
-STALL_SECONDS = 30.0
-"""How long it may then send nothing before the connection counts as lost."""
+READ_TIMEOUT_SECONDS = 30.0
+"""A server may pause for this long while it sends a file."""
 
 ABANDONED_SECONDS = 24 * 3600.0
-"""How long nobody wrote to a temporary file before it counts as left by a killed process."""
+"""A temporary file that has not changed for this long was left behind by a killed process."""
 
 
 class DataUnavailable(InputError):
-    """The dataset is neither here nor within reach."""
+    """The dataset is not on this machine and cannot be downloaded."""
 
 
-class Published(NamedTuple):
+class PublishedFile(NamedTuple):
     """A file of a dataset, as its makers publish it."""
 
     url: str
-    size: int
+    size: int  # in bytes
     sha256: str
 
 
 def cache_dir() -> Path:
-    """Where downloads, decoded datasets and compiled programs are kept."""
+    """The folder for downloads, decoded datasets and compiled programs."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mnist_jax"
 
 
-def published(name: str) -> list[Published]:
-    """The files of `name`: four in the order of IDX_NAMES, or EMNIST's one archive."""
+def published(name: str) -> list[PublishedFile]:
+    """The files of `name`: four in the order of IDX_NAMES, or the one archive of EMNIST."""
     with IMPORTING:
-        import tensorflow_datasets as tfds  # a third of a second, and needed once
+        import tensorflow_datasets as tfds  # takes a third of a second
         from tensorflow_datasets.core.download import checksums
 
-    builders = tfds.image_classification
-    if name.startswith("emnist/"):
-        urls = [builders.EMNIST.URL]
-    else:
-        folders = {
-            "mnist": builders.MNIST.URL,
-            "fashion_mnist": builders.FashionMNIST.URL,
-            "kmnist": builders.KMNIST.URL,
-        }
-        urls = [urljoin(folders[name], f"{idx_name}.gz") for idx_name in IDX_NAMES]
-    known = checksums.get_all_url_infos()
-    return [Published(url, int(known[url].size), known[url].checksum) for url in urls]
+        builder: Any = tfds.builder_cls(name.partition("/")[0])
+    url = builder.URL
+    archive = url.endswith(".zip")
+    urls = [url] if archive else [urljoin(url, f"{idx_name}.gz") for idx_name in IDX_NAMES]
+    infos = checksums.get_all_url_infos()
+    return [PublishedFile(url, int(infos[url].size), infos[url].checksum) for url in urls]
 
 
-def is_intact(file: Path, source: Published) -> bool:
-    """Whether `file` is there and has the size and SHA-256 of `source`."""
-    if not file.is_file() or file.stat().st_size != source.size:
+def is_intact(path: Path, source: PublishedFile) -> bool:
+    """Whether `path` is a file of the size and SHA-256 of `source`."""
+    if not path.is_file() or path.stat().st_size != source.size:
         return False
-    with file.open("rb") as stream:
+    with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest() == source.sha256
 
 
 def fetch(name: str) -> list[Path]:
-    """The files of `name` in the cache folder, all intact; those that are not are fetched.
+    """The published files of `name` in the cache folder. What is missing or damaged is downloaded.
 
     Raises:
-        DataUnavailable: no network, a server that fails, stalls or sends something else, or no
-            room for the files.
+        DataUnavailable: there is no network, the server fails or sends something else, or the disk
+            is full.
     """
-    files = published(name)
-    folder = cache_dir() / "downloads" / name.partition("/")[0]
-    paths = [folder / source.url.rpartition("/")[2] for source in files]
     with IMPORTING:
         import requests
+    sources = published(name)
+    folder = cache_dir() / "downloads" / name.partition("/")[0]
+    paths = [folder / source.url.rpartition("/")[2] for source in sources]
     try:
-        for path, source in zip(paths, files, strict=True):
+        for path, source in zip(paths, sources, strict=True):
             if not is_intact(path, source):
                 _download(source, path)
     except requests.RequestException as error:
         raise DataUnavailable(
-            f"{name} could not be downloaded ({urlsplit(files[0].url).hostname}: {_cause(error)}); "
-            "connect to the network, or put its files in a folder and name it with --data-dir or "
-            f"{DATA_VARIABLE}"
+            f"{name} could not be downloaded ({urlsplit(sources[0].url).hostname}: "
+            f"{_root_cause(error)}); connect to the network, or put its files in a folder and name "
+            f"it with --data-dir or {DATA_VARIABLE}"
         ) from None
     except OSError as error:
         raise DataUnavailable(
-            f"{name} cannot be kept in {folder} ({error.strerror}); make room there, or name "
+            f"{name} cannot be saved in {folder} ({error.strerror}); make room there, or name "
             "another cache folder in XDG_CACHE_HOME"
         ) from None
     return paths
 
 
-def _download(source: Published, path: Path) -> None:
-    """Fetches `source`, of which nothing counts before its last byte is verified, to `path`."""
+def _download(source: PublishedFile, path: Path) -> None:
+    """Downloads `source` to `path`, which appears when all of it is there and verified."""
     with IMPORTING:
-        from mnist_jax.progress import bar
+        from tqdm.auto import tqdm
 
-    received, hashed = 0, hashlib.sha256()
-    look = {"unit": "B", "unit_scale": True, "delay": 2}
+    received, digest = 0, hashlib.sha256()
+    hide = False if in_notebook() else None  # None shows the bar only in a terminal
     with (
-        _open(source.url) as response,
-        replacing(path) as stream,
-        bar(total=source.size, desc=path.name, **look) as shown,
+        _get(source.url) as response,
+        atomic_write(path) as stream,
+        tqdm(total=source.size, desc=path.name, unit="B", unit_scale=True, disable=hide) as bar,
     ):
         response.raise_for_status()
         for block in response.iter_content(2**16):
             received += len(block)
             if received > source.size:
                 break
-            hashed.update(block)
+            digest.update(block)
             stream.write(block)
-            shown.update(len(block))
-        if received != source.size or hashed.hexdigest() != source.sha256:
+            bar.update(len(block))
+        if received != source.size or digest.hexdigest() != source.sha256:
             raise DataUnavailable(
-                f"{source.url} came damaged, try again: {received:,} bytes with the SHA-256 "
-                f"{hashed.hexdigest()}, expected {source.size:,} with {source.sha256}"
+                f"{source.url} arrived damaged, try again: {received:,} bytes with the SHA-256 "
+                f"{digest.hexdigest()}, expected {source.size:,} with {source.sha256}"
             )
 
 
-def _open(url: str) -> Any:
-    """The answer to a request for `url`, its body still to be read, or RequestException.
+def _get(url: str) -> Any:
+    """The response of the server, whose body is not read yet.
 
-    The thread bounds slow look-ups of names too, for which `requests` has no limit.
+    The request runs in a thread, because `requests` cannot limit the time of an address look-up.
     """
     import requests
 
-    answers = []
+    response: Future[requests.Response] = Future()
 
-    def ask() -> None:
-        limits = (REACH_SECONDS, STALL_SECONDS)
-        plain = {"Accept-Encoding": "identity"}  # the file as it is, not packed once more
+    def request() -> None:
+        timeout = RESPONSE_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS
+        headers = {"Accept-Encoding": "identity"}  # the file as it is, not compressed once more
         try:
-            answers.append(requests.get(url, stream=True, timeout=limits, headers=plain))
+            response.set_result(requests.get(url, stream=True, timeout=timeout, headers=headers))
         except Exception as error:
-            answers.append(error)
+            response.set_exception(error)
 
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(REACH_SECONDS)
-    if not answers:
-        raise requests.Timeout(f"no answer within {REACH_SECONDS:.0f} s")
-    if isinstance(answers[0], Exception):
-        raise requests.RequestException from answers[0]
-    return answers[0]
+    threading.Thread(target=request, daemon=True).start()
+    wait([response], RESPONSE_TIMEOUT_SECONDS)
+    if not response.done():
+        raise requests.Timeout(f"no answer within {RESPONSE_TIMEOUT_SECONDS:.0f} s")
+    return response.result()
 
 
-def _cause(error: BaseException) -> BaseException:
-    """What was first: `requests` wraps it in three layers, each with a longer message."""
+def _root_cause(error: BaseException) -> BaseException:
+    """The first error of a chain. `requests` wraps it in three others with longer messages."""
     while cause := error.__cause__ or error.__context__:
         error = cause
     return error
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which takes the place of `path` when the block has ended well.
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which replaces `path` when the block ends without an error.
 
-    Until then it has a name of its own, so that two processes may write the same file at once.
-    What killed processes left behind is cleared away.
+    Until then it has a unique name, so that two processes can write the same file at once. Files
+    that killed processes left in the folder are deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob("*.part"):
+    for temporary in path.parent.glob("*.part"):
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
-                left.unlink()
+            if time.time() - temporary.stat().st_mtime > ABANDONED_SECONDS:
+                temporary.unlink()
     descriptor, name = tempfile.mkstemp(".part", dir=path.parent)
     temporary = Path(name)
     try:

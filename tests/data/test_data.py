@@ -6,11 +6,11 @@ from sklearn.datasets import load_digits
 
 from mnist_jax import data
 from mnist_jax.config import InputError
-from mnist_jax.data import files, registry
+from mnist_jax.data import download, registry
 from tests.conftest import idx_bytes, tiny_arrays
 
 
-def test_mnist_is_whole_and_in_the_official_order(mnist):
+def test_mnist_is_complete_and_in_the_official_order(mnist):
     assert mnist.train.images.shape == (60_000, 28, 28)
     assert mnist.test.images.shape == (10_000, 28, 28)
     assert mnist.train.images.dtype == mnist.train.labels.dtype == np.uint8
@@ -26,7 +26,7 @@ def test_mnist_is_whole_and_in_the_official_order(mnist):
     np.testing.assert_allclose(mnist.train.images.std() / 255, 0.3081, atol=5e-5)
 
 
-def test_digits_are_scikit_learns(digits):
+def test_digits_are_those_of_scikit_learn(digits):
     assert digits.train.images.shape == (1437, 8, 8)
     assert digits.test.images.shape == (360, 8, 8)
     assert digits.train.labels[:4].tolist() == [0, 1, 2, 3]
@@ -52,14 +52,14 @@ def offline(monkeypatch):
     def unreachable(name):
         raise data.DataUnavailable(f"{name} could not be downloaded")
 
-    monkeypatch.setattr(files, "fetch", unreachable)
+    monkeypatch.setattr(download, "fetch", unreachable)
 
 
-def test_auto_falls_back_unmissably(offline, capsys):
+def test_auto_falls_back_with_a_loud_warning(offline, capsys):
     assert data.load("auto").name == "digits"
-    said = " ".join(capsys.readouterr().err.split())
-    assert "MNIST IS NOT HERE" in said
-    assert "could not be downloaded" in said
+    warning = " ".join(capsys.readouterr().err.split())
+    assert "MNIST IS NOT HERE" in warning
+    assert "could not be downloaded" in warning
 
 
 def test_mnist_by_name_never_falls_back(offline):
@@ -67,7 +67,7 @@ def test_mnist_by_name_never_falls_back(offline):
         data.load("mnist")
 
 
-def test_auto_does_not_fall_back_from_a_folder_that_was_named(offline, tmp_path):
+def test_auto_does_not_fall_back_if_a_folder_is_given(offline, tmp_path):
     with pytest.raises(InputError, match="has no train-images"):
         data.load("auto", tmp_path)
 
@@ -77,8 +77,8 @@ def test_the_last_images_are_held_out_for_validation():
     training, validation = data.train_val_split(data.Examples(x, y), 15)
     np.testing.assert_array_equal(training.images, x[:25])
     np.testing.assert_array_equal(validation.labels, y[25:])
-    everything, nothing = data.train_val_split(data.Examples(x, y), 0)
-    assert (len(everything.labels), len(nothing.labels)) == (40, 0)
+    training, validation = data.train_val_split(data.Examples(x, y), 0)
+    assert (len(training.labels), len(validation.labels)) == (40, 0)
     with pytest.raises(InputError, match="--validation-images 40"):
         data.train_val_split(data.Examples(x, y), 40)
 

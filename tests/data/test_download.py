@@ -19,16 +19,14 @@ import pytest
 
 from mnist_jax import data
 from mnist_jax.config import InputError
-from mnist_jax.data import download, files, registry
-from mnist_jax.data.files import IDX_NAMES, NPZ_KEYS
+from mnist_jax.data import download, registry
+from mnist_jax.data.download import IDX_NAMES
 from tests.conftest import idx_bytes, tiny_arrays
-from tests.data.test_files import write_idx
-
-# A server on this machine stands in for the network.
+from tests.data.test_files import write_cache, write_idx
 
 
 class Server:
-    """Serves the files in `folder`, as well as `how` says."""
+    """Stands in for the network: serves the files in `folder`, with the fault `how`."""
 
     def __init__(self, folder, monkeypatch):
         self.folder, self.monkeypatch = folder, monkeypatch
@@ -39,7 +37,7 @@ class Server:
         self.together = threading.Barrier(2, timeout=20)
 
     def register(self):
-        """Has TFDS believe that what lies in `folder` now is what is published here."""
+        """Tells TFDS that the files that are in `folder` now are the published ones."""
         from tensorflow_datasets.core.download import checksums
 
         infos = {
@@ -67,7 +65,7 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """Tiny arrays, where TFDS believes that MNIST, Fashion-MNIST and EMNIST live."""
+    """Serves tiny arrays at the addresses that TFDS has for MNIST, Fashion-MNIST and EMNIST."""
     import tensorflow_datasets as tfds
 
     served = Server(tmp_path / "served", monkeypatch)
@@ -103,18 +101,18 @@ def server(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def small_mnist(monkeypatch):
-    """Lets tiny arrays pass for MNIST."""
+    """Makes tiny arrays pass as MNIST."""
     hashes = tuple(hashlib.sha256(idx_bytes(array)).hexdigest() for array in tiny_arrays())
     monkeypatch.setattr(registry, "MNIST_SHA256", hashes)
 
 
 def downloading():
-    """Another process that fetches MNIST from the server."""
+    """Another process that downloads MNIST from the server."""
     code = (
-        "from mnist_jax.data import download, files\n"
-        "from mnist_jax.data.download import Published\n"
+        "from mnist_jax.data import download, load\n"
+        "from mnist_jax.data.download import PublishedFile\n"
         f"download.published = lambda name: {download.published('mnist')}\n"
-        "files.download('mnist')"
+        "load('mnist')"
     )
     return subprocess.Popen([sys.executable, "-c", code])
 
@@ -128,8 +126,8 @@ def left_over():
     return list(download.cache_dir().rglob("*.part"))
 
 
-def refused(match):
-    """Loads MNIST, which fails in one line and leaves nothing."""
+def load_fails(match):
+    """Loads MNIST, which must fail in one line and leave no file. Returns the message."""
     with pytest.raises(data.DataUnavailable, match=match) as caught:
         data.load("mnist")
     assert "\n" not in str(caught.value)
@@ -137,37 +135,37 @@ def refused(match):
     return str(caught.value)
 
 
-# What arrives is verified, and kept
+# Downloads that succeed
 
 
 def test_a_download_is_verified_decoded_and_cached(server, monkeypatch):
     assert_tiny(data.load("mnist"))
 
     def no_network(*_):
-        raise AssertionError("the second load must come from the cache")
+        raise AssertionError("the second load must read the cache")
 
-    monkeypatch.setattr(files, "fetch", no_network)
+    monkeypatch.setattr(download, "fetch", no_network)
     assert_tiny(data.load("mnist"))
     assert not left_over()
 
 
-def test_a_damaged_download_is_refused_and_not_kept(server):
+def test_a_damaged_download_is_rejected_and_not_cached(server):
     file = server.folder / f"{IDX_NAMES[1]}.gz"
     content = file.read_bytes()
     file.write_bytes(content[:-1] + b"x")
-    refused(match=f"{IDX_NAMES[1]}.gz came damaged, try again")
+    load_fails(match=f"{IDX_NAMES[1]}.gz arrived damaged, try again")
     file.write_bytes(content)
     assert_tiny(data.load("mnist"))
 
 
-def test_a_damaged_cache_is_fetched_anew(server, capsys):
+def test_a_damaged_cache_is_downloaded_again(server, capsys):
     data.load("mnist")
-    file = files._cache_file("mnist")
+    file = registry._cache_path("mnist")
     content = bytearray(file.read_bytes())
     content[400] ^= 1
     file.write_bytes(bytes(content))
     assert_tiny(data.load("mnist"))
-    assert "fetching mnist anew" in capsys.readouterr().err
+    assert "downloading mnist again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["half", "flipped bit", "longer", "folder"])
@@ -178,7 +176,7 @@ def test_a_file_from_an_earlier_download_is_verified_again(server, damage):
     if damage == "folder":
         second.unlink()
         second.mkdir()
-        refused(match="cannot be kept in")
+        load_fails(match="cannot be saved in")
         return
     wrong = {"half": content[:9], "flipped bit": content[:-1] + b"x", "longer": content + b"x"}
     second.write_bytes(wrong[damage])
@@ -187,23 +185,23 @@ def test_a_file_from_an_earlier_download_is_verified_again(server, damage):
     assert second.read_bytes() == sent.read_bytes()
 
 
-def test_a_dataset_that_cannot_be_cached_is_loaded_all_the_same(server, capsys):
-    files._cache_file("mnist").mkdir(parents=True)
+def test_a_dataset_that_cannot_be_cached_is_still_loaded(server, capsys):
+    registry._cache_path("mnist").mkdir(parents=True)
     assert_tiny(data.load("mnist"))
     assert "mnist could not be cached in" in capsys.readouterr().err
     assert not left_over()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="stands in for a full disk")
-def test_a_full_disk_is_said(server, monkeypatch, tmp_path):
+def test_a_full_disk_is_reported(server, monkeypatch, tmp_path):
     def mkstemp(*_, **__):
         return os.open("/dev/full", os.O_WRONLY), str(tmp_path / "none")
 
     monkeypatch.setattr(download.tempfile, "mkstemp", mkstemp)
-    refused(match=rf"cannot be kept in .* \({os.strerror(errno.ENOSPC)}\); make room there")
+    load_fails(match=rf"cannot be saved in .* \({os.strerror(errno.ENOSPC)}\); make room there")
 
 
-def test_emnist_comes_out_of_its_one_archive(server):
+def test_emnist_is_read_from_its_archive(server):
     with zipfile.ZipFile(server.folder / "gzip.zip", "w") as archive:
         for name, array in zip(IDX_NAMES, tiny_arrays(), strict=True):
             member = f"gzip/emnist-digits-{name.replace('t10k', 'test')}.gz"
@@ -213,7 +211,7 @@ def test_emnist_comes_out_of_its_one_archive(server):
     np.testing.assert_array_equal(dataset.train.images, tiny_arrays()[0].transpose(0, 2, 1))
 
 
-def test_a_folder_of_ones_own_is_verified_like_a_download(server):
+def test_files_in_a_data_folder_are_verified_like_a_download(server):
     dataset = data.load("fashion_mnist", server.folder)
     np.testing.assert_array_equal(dataset.train.images, tiny_arrays()[0])
     images = tiny_arrays()[0]
@@ -232,24 +230,21 @@ def test_a_folder_of_ones_own_is_verified_like_a_download(server):
         ("emnist/letters", "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip"),
     ],
 )
-def test_each_dataset_is_asked_for_where_it_lives(name, url, monkeypatch):
-    asked = []
+def test_each_dataset_has_its_address(name, url, monkeypatch):
+    requested = []
 
-    def remember(url):
-        asked.append(url)
+    def record(url):
+        requested.append(url)
         raise data.DataUnavailable(url)
 
-    monkeypatch.setattr(download, "_open", remember)
+    monkeypatch.setattr(download, "_get", record)
     with pytest.raises(data.DataUnavailable):
         data.load(name)
-    assert asked[0].startswith(url)
+    assert requested[0].startswith(url)
 
 
-def test_a_cached_load_imports_nothing_heavy(tmp_path, monkeypatch):
-    cache = tmp_path / "mnist_jax"
-    cache.mkdir()
-    np.savez(cache / "kmnist.npz", **dict(zip(NPZ_KEYS, tiny_arrays(), strict=True)))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_a_cached_load_imports_nothing_heavy():
+    write_cache("kmnist", tiny_arrays())
     code = (
         "import sys; from mnist_jax import data; data.load('kmnist');"
         "print(sorted({'tensorflow_datasets', 'sklearn', 'requests'} & set(sys.modules)))"
@@ -258,46 +253,46 @@ def test_a_cached_load_imports_nothing_heavy(tmp_path, monkeypatch):
     assert done.stdout.strip() == "[]"
 
 
-# What does not arrive is said
+# Downloads that fail
 
 
-def test_a_missing_file_on_the_server_is_said(server):
+def test_a_file_that_is_missing_on_the_server_is_reported(server):
     (server.folder / f"{IDX_NAMES[2]}.gz").unlink()
-    refused(match=r"mnist could not be downloaded \(127.0.0.1: 404 .*connect to the network, or")
+    load_fails(match=r"mnist could not be downloaded \(127.0.0.1: 404 .*connect to the network, or")
 
 
-def test_a_connection_that_drops_is_said(server):
+def test_a_connection_that_drops_is_reported(server):
     server.how = "drop"
-    refused(match=r"could not be downloaded \(127.0.0.1: .*\d+ bytes read, \d+ more expected")
+    load_fails(match=r"could not be downloaded \(127.0.0.1: .*\d+ bytes read, \d+ more expected")
 
 
-def test_a_connection_that_stalls_is_given_up(server, monkeypatch):
-    monkeypatch.setattr(download, "STALL_SECONDS", 0.1)
+def test_a_connection_that_stalls_times_out(server, monkeypatch):
+    monkeypatch.setattr(download, "READ_TIMEOUT_SECONDS", 0.1)
     server.how = "stall"
-    refused(match=r"could not be downloaded \(127.0.0.1: .*timed out")
+    load_fails(match=r"could not be downloaded \(127.0.0.1: .*timed out")
 
 
-def test_no_more_is_read_than_was_announced(server):
+def test_a_download_that_is_too_long_is_stopped(server):
     server.how = "endless"
-    said = refused(match="came damaged")
-    received, expected = re.findall(r"([\d,]+) (?:bytes )?with", said)
+    message = load_fails(match="arrived damaged")
+    received, expected = re.findall(r"([\d,]+) (?:bytes )?with", message)
     assert int(received.replace(",", "")) <= int(expected.replace(",", "")) + 2**16
     assert server.sent < 5 * 10**7
 
 
 @pytest.mark.parametrize("silent", ["server", "name"])
-def test_what_never_answers_is_given_up_early(server, monkeypatch, silent):
-    assert download.REACH_SECONDS < 5
-    monkeypatch.setattr(download, "REACH_SECONDS", 0.1)
+def test_a_server_or_name_lookup_without_an_answer_times_out(server, monkeypatch, silent):
+    assert download.RESPONSE_TIMEOUT_SECONDS < 5
+    monkeypatch.setattr(download, "RESPONSE_TIMEOUT_SECONDS", 0.1)
     if silent == "name":
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: server.released.wait())
     else:
         monkeypatch.setattr(Server, "answer", lambda *_: server.released.wait())
         server.how = "silent"
-    refused(match=r"127.0.0.1: (no answer|.*timed out)")
+    load_fails(match=r"127.0.0.1: (no answer|.*timed out)")
 
 
-# What is interrupted leaves nothing
+# Downloads that are interrupted
 
 
 def test_an_interrupted_download_leaves_nothing(server, monkeypatch):
@@ -322,12 +317,12 @@ def test_an_interrupted_decoding_leaves_nothing(server, monkeypatch):
     monkeypatch.setattr(np, "savez", interrupted)
     with pytest.raises(KeyboardInterrupt):
         data.load("mnist")
-    assert not files._cache_file("mnist").exists()
+    assert not registry._cache_path("mnist").exists()
     assert not left_over()
 
 
 def test_nothing_of_a_killed_download_is_trusted(server):
-    """And it is cleared away, but not at once: its process might still live."""
+    """Its file is deleted, but only after a day: the process might still run."""
     server.how = "stall"
     killed = downloading()
     while not left_over():
@@ -344,7 +339,7 @@ def test_nothing_of_a_killed_download_is_trusted(server):
     assert not left_over()
 
 
-def test_two_downloads_at_once_do_not_disturb_each_other(server):
+def test_two_downloads_at_once_both_succeed(server):
     server.how = "together"
     with ThreadPoolExecutor(2) as pool:
         for dataset in pool.map(data.load, ["mnist", "mnist"]):
@@ -352,15 +347,14 @@ def test_two_downloads_at_once_do_not_disturb_each_other(server):
     assert not left_over()
 
 
-def test_a_cache_of_something_else_is_fetched_anew(server, capsys):
+def test_a_cache_of_other_data_is_downloaded_again(server, capsys):
     data.load("mnist")
     x_train, *others = tiny_arrays()
-    arrays = dict(zip(NPZ_KEYS, (x_train ^ 1, *others), strict=True))
-    np.savez(files._cache_file("mnist"), **arrays)
+    write_cache("mnist", (x_train ^ 1, *others))
     assert_tiny(data.load("mnist"))
     assert "is not MNIST's" in capsys.readouterr().err
 
 
 def test_sizes_are_plain_numbers():
-    """Those of TensorFlow Datasets cannot be added to fractions, as a bar does."""
+    """Those of TensorFlow Datasets cannot be added to fractions, as tqdm does."""
     assert {type(source.size) for source in download.published("mnist")} == {int}

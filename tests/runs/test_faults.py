@@ -26,7 +26,8 @@ from PIL import Image
 
 from mnist_jax import data
 from mnist_jax.data import download
-from mnist_jax.data.files import IDX_NAMES, NPZ_KEYS
+from mnist_jax.data.download import IDX_NAMES
+from mnist_jax.data.files import NPZ_KEYS
 from mnist_jax.runs import checkpoint, rundir
 from mnist_jax.runs.report import load_run
 from tests.conftest import idx_bytes, tally, tiny_arrays
