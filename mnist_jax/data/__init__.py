@@ -2,6 +2,7 @@
 
 from mnist_jax.data.download import DataUnavailable as DataUnavailable
 from mnist_jax.data.registry import Dataset as Dataset
+from mnist_jax.data.registry import DataSpec as DataSpec
 from mnist_jax.data.registry import Examples as Examples
 from mnist_jax.data.registry import default_folder as default_folder
 from mnist_jax.data.registry import load as load

@@ -5,6 +5,7 @@ comes with scikit-learn, and `local` is whatever the data folder holds.
 """
 
 import hashlib
+import math
 import os
 import sys
 import textwrap
@@ -71,6 +72,38 @@ class Dataset(NamedTuple):
     test: Examples
     class_names: tuple[str, ...]
     sha256: tuple[str, ...]  # of training images and labels, test images and labels, as IDX files
+
+
+class DataSpec(NamedTuple):
+    """What a network has to know about its data."""
+
+    image_shape: tuple[int, ...]
+    classes: int
+    train_images: int  # how many images an epoch uses
+
+    @property
+    def pixels(self) -> int:
+        """Numbers in an image."""
+        return math.prod(self.image_shape)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Whole batches in an epoch.
+
+        Raises:
+            InputError: there is not one.
+        """
+        return whole_batches(self.train_images, batch_size)
+
+
+def whole_batches(train_images: int, batch_size: int) -> int:
+    """How many batches `train_images` fill.
+
+    Raises:
+        InputError: not one.
+    """
+    if batch_size > train_images:
+        raise unusable("--batch-size", batch_size, f"at most the {train_images} training images")
+    return train_images // batch_size
 
 
 def load(name: str = "mnist", data_dir: Path | str | None = None) -> Dataset:

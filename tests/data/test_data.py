@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 
 from mnist_jax import data
 from mnist_jax.config import InputError
-from mnist_jax.data import download, registry
+from mnist_jax.data import DataSpec, download, registry
 from tests.conftest import idx_bytes, tiny_arrays
 
 
@@ -86,3 +86,11 @@ def test_the_last_images_are_held_out_for_validation():
 def test_the_checksum_is_that_of_the_idx_file():
     for array in tiny_arrays():
         assert registry.sha256_as_idx(array) == hashlib.sha256(idx_bytes(array)).hexdigest()
+
+
+def test_the_spec_of_the_data_gives_pixels_and_steps():
+    spec = DataSpec(image_shape=(3, 2), classes=3, train_images=40)
+    assert spec.pixels == 6
+    assert [spec.steps_per_epoch(batch_size) for batch_size in (1, 7, 20, 40)] == [40, 5, 2, 1]
+    with pytest.raises(InputError, match=r"--batch-size 64 cannot be used: .* the 40 training im"):
+        spec.steps_per_epoch(64)
