@@ -1,0 +1,165 @@
+"""Loads training examples to the devices: all at once, or one shard after the other.
+
+While networks train on a shard, the next one is loaded. The seed and the epoch decide which images
+a shard has. Each network shuffles them for itself (see `train.train_epoch`).
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from mnist_jax.config import Config
+from mnist_jax.data.files import read_images
+from mnist_jax.data.registry import Examples, whole_batches
+from mnist_jax.parallel import devices
+
+RECALIBRATION_IMAGES = 10_000
+"""About how many training images, evenly spaced, batch statistics are recalibrated on."""
+
+DEFAULT_SHARD_BYTES = 2**27
+"""Of the images in a shard, if they stay on disk and the config does not say how many."""
+
+MAX_BLOCK_IMAGES = 256
+"""Images are shuffled in blocks of neighbours, as a disk reads those fast."""
+
+MIN_BLOCKS = 100
+"""A shard consists of at least so many blocks, or single images, so it resembles the whole set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """How the images of an epoch are divided into shards, all of the same size."""
+
+    images: int  # to choose from
+    count: int
+    size: int  # images in a shard: all of them, or whole batches
+
+    @property
+    def images_used(self) -> int:
+        """Images in an epoch. The few that are left over are others in each epoch."""
+        return self.count * self.size
+
+    @property
+    def is_single(self) -> bool:
+        """Whether one shard has all images, so that it stays on the devices."""
+        return self.size == self.images
+
+
+def plan_shards(config: Config, train_images: int) -> Shards:
+    """As few shards as `config.shard_images` allows.
+
+    Raises:
+        InputError: there are not enough images for one batch.
+    """
+    batches = whole_batches(train_images, config.batch_size)
+    if config.shard_images == 0 or config.shard_images >= train_images:
+        return Shards(train_images, 1, train_images)
+    count = -(-batches // (config.shard_images // config.batch_size))
+    return Shards(train_images, count, batches // count * config.batch_size)
+
+
+def default_shard_images(config: Config, training: Examples) -> int:
+    """`config.shard_images`, or a default where that is 0: all images, which is 0 too, unless they
+    stay on disk."""
+    images = training.images
+    if config.shard_images or not isinstance(images, np.memmap):
+        return config.shard_images
+    return max(DEFAULT_SHARD_BYTES * len(images) // images.size, config.batch_size)
+
+
+def shard_slices(shards: Shards, seed: int, epoch: int, shard: int) -> Int[np.ndarray, "slices 2"]:
+    """Which images shard number `shard` has in an epoch: slices of the training set, ascending.
+
+    Blocks of neighbours are shuffled and put end to end. A shard is a section of that, so the first
+    and last block in it may be incomplete.
+    """
+    block_size = min(MAX_BLOCK_IMAGES, max(1, shards.size // MIN_BLOCKS))
+    starts = np.arange(0, shards.images, block_size)
+    starts = np.random.default_rng([seed, epoch]).permutation(starts)
+    stops = np.minimum(starts + block_size, shards.images)
+    # Image i of a block comes at position i + shift of the epoch.
+    shift = np.cumsum(stops - starts) - stops
+    starts = np.maximum(starts, shard * shards.size - shift)
+    stops = np.minimum(stops, (shard + 1) * shards.size - shift)
+    slices = np.stack([starts, stops], axis=1)[starts < stops]
+    return slices[np.argsort(slices[:, 0])]
+
+
+def read_shard(training: Examples, slices: Int[np.ndarray, "slices 2"]) -> Examples:
+    """The examples in `slices`, in new arrays in memory."""
+    size = int(np.diff(slices).sum())
+    images = np.empty((size, *training.images.shape[1:]), training.images.dtype)
+    end = 0
+    for start, stop in slices.tolist():
+        begin, end = end, end + stop - start
+        images[begin:end] = read_images(training.images, start, stop)
+    labels = np.concatenate([training.labels[start:stop] for start, stop in slices.tolist()])
+    return Examples(images, labels)
+
+
+class DataLoader:
+    """Puts the training examples of a run on its devices, epoch by epoch.
+
+    Attributes:
+        shards: how an epoch is divided.
+        spec: the arrays of a single shard, or else their shapes, to compile programs for.
+        recalibration_images: those on which batch statistics are recalibrated, on the devices.
+    """
+
+    def __init__(self, config: Config, training: Examples) -> None:
+        self.shards = plan_shards(config, len(training.labels))
+        self._config, self._training = config, training
+        self._sharding = devices.everywhere()  # here, as the mesh is not set in other threads
+        self._executor = ThreadPoolExecutor(max_workers=1)
+        self._loading: dict[tuple[int, int], Future[Examples]] = {}  # by epoch and shard
+        if self.shards.is_single:
+            images = read_images(training.images, 0, self.shards.images)
+            self.spec = self._put(Examples(images, training.labels))
+            self.recalibration_images = self.spec.images
+        else:
+            self.spec = Examples(*map(self._shard_spec, training))
+            step = max(1, self.shards.images // min(RECALIBRATION_IMAGES, self.shards.size))
+            chosen = range(0, self.shards.images, step)
+            images = [read_images(training.images, i, i + 1) for i in chosen]
+            self.recalibration_images = self._put(np.concatenate(images))
+
+    def epoch(self, epoch: int, first_shard: int = 0) -> Iterator[Examples]:
+        """The shards of an epoch. Each is loaded while the one before it is used.
+
+        At most two are in memory if the caller drops each before it asks for the next.
+
+        Args:
+            epoch: its number, from 1 on. Epochs may come in any order, but only the next one is
+                loaded in advance.
+            first_shard: where to begin, if a part of the epoch is done already.
+        """
+        for shard in range(first_shard, self.shards.count):
+            yield self._take(epoch, shard)
+
+    def _take(self, epoch: int, shard: int) -> Examples:
+        """A shard on the devices. The one after it is loaded in the background from now on."""
+        if self.shards.is_single:
+            return self.spec
+        future = self._loading.pop((epoch, shard), None)
+        self._loading.clear()  # a shard that nobody has asked for
+        examples = (future or self._executor.submit(self._load, epoch, shard)).result()
+        next_shard = (epoch, shard + 1) if shard + 1 < self.shards.count else (epoch + 1, 0)
+        if next_shard[0] <= self._config.epochs:
+            self._loading[next_shard] = self._executor.submit(self._load, *next_shard)
+        return examples
+
+    def _load(self, epoch: int, shard: int) -> Examples:
+        slices = shard_slices(self.shards, self._config.seed, epoch, shard)
+        return jax.block_until_ready(self._put(read_shard(self._training, slices)))
+
+    def _put(self, tree: Any) -> Any:
+        return devices.put(tree, self._sharding)
+
+    def _shard_spec(self, array: np.ndarray) -> jax.ShapeDtypeStruct:
+        shape = (self.shards.size, *array.shape[1:])
+        return jax.ShapeDtypeStruct(shape, array.dtype, sharding=self._sharding)
