@@ -3,15 +3,16 @@ memory, and a run that is killed in the middle and resumed ends with the same bi
 
     python experiments/studies/larger_than_memory.py
 
-writes copies of MNIST's training images, moved and noisy, to a temporary folder, has `mnist-jax
-train` train the default network on them for an epoch, and asks the system for the most memory that
-it had. It does the same again, but is killed in the middle by SIGKILL, goes on with --resume, and
-all that both leave is compared. Then, in turn in one process, it trains on a shard of the large set
-while the next one is read, and for an epoch on MNIST in memory: the ratio of their images a second
-is the median of all such pairs.
+writes shifted and noisy copies of MNIST's training images to a temporary folder. `mnist-jax train`
+trains the default network on them for an epoch, and the system reports its peak memory. A second
+run is killed in the middle with SIGKILL and goes on with --resume; all that both runs leave is
+compared. Then one process trains in turn on a shard of the large set, while the next shard is read,
+and for an epoch on MNIST in memory. The ratio of their images per second is the median over all
+such pairs.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -29,9 +31,9 @@ import tyro
 
 from mnist_jax import data, population
 from mnist_jax.config import Config
-from mnist_jax.data import Dataset
+from mnist_jax.data import Dataset, Examples
 from mnist_jax.data.download import IDX_NAMES
-from mnist_jax.data.shards import Feed, plan
+from mnist_jax.data.loader import DataLoader, plan_shards
 from mnist_jax.fit import as_used
 from mnist_jax.runs import checkpoint, rundir
 from mnist_jax.runs.environment import device_name, versions
@@ -41,18 +43,18 @@ from mnist_jax.train import default_recipe
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What training on more than memory holds takes, and whether it can be stopped."""
+    """Memory and speed of training on more images than memory holds, and whether it can resume."""
 
     data_dir: Path | None = None
-    """Folder with the MNIST files; without it they are downloaded."""
+    """Folder with the MNIST files; without one they are downloaded."""
     gigabytes: float = 10.0
     """Size of the training images, of 10**9 bytes."""
     shard_images: int = 0
     """As for mnist-jax train."""
     rounds: int = 21
-    """How many shards and epochs of MNIST are timed."""
+    """How many shards, and as many epochs of MNIST, are timed."""
     folder: Path | None = None
-    """Where the large files go until the end; by default to the system's temporary folder."""
+    """Folder for the large files, which are deleted at the end; by default a temporary one."""
     results: Path = Path(__file__).parents[1] / "results" / "larger_than_memory.json"
     """The JSON file to write."""
 
@@ -64,23 +66,23 @@ def write(mnist: Dataset, count: int, folder: Path) -> None:
         stream.write(header(count, *images.shape[1:]))
         for copy, first in enumerate(range(0, count, len(labels))):
             rng = np.random.default_rng(copy)
-            moved = np.roll(images, rng.integers(-2, 3, 2), axis=(1, 2))
-            noisy = np.maximum(moved, rng.integers(0, 64, moved.shape, np.uint8))
+            shifted = np.roll(images, rng.integers(-2, 3, 2), axis=(1, 2))
+            noisy = np.maximum(shifted, rng.integers(0, 64, shifted.shape, np.uint8))
             stream.write(noisy[: count - first].data)
-    others = np.resize(labels, count), *mnist.test
-    for name, array in zip(IDX_NAMES[1:], others, strict=True):
+    small_arrays = np.resize(labels, count), *mnist.test
+    for name, array in zip(IDX_NAMES[1:], small_arrays, strict=True):
         (folder / name).write_bytes(header(*array.shape) + array.tobytes())
 
 
 def header(*shape: int) -> bytes:
-    """How an IDX file of bytes begins."""
+    """The header of an IDX file of bytes."""
     return bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
 
 
 def train(folder: Path, name: str, shard_images: int, kill_at: int | None = None) -> float:
-    """Trains RUN in `folder`/`name`, and gives the most bytes of memory that the process had.
+    """Trains the run `folder`/`name`, and returns the peak memory of the process in bytes.
 
-    It is killed when there is a checkpoint of step `kill_at` or a later one.
+    The process is killed when there is a checkpoint of step `kill_at` or a later one.
     """
     run = folder / name
     command = [sys.executable, "-m", "mnist_jax", "train", "--dataset", "local", "--epochs", "1"]
@@ -88,19 +90,19 @@ def train(folder: Path, name: str, shard_images: int, kill_at: int | None = None
     command += ["--checkpoint-minutes", "0", "--out", str(run), "--resume"]
     process = subprocess.Popen(command)
     while kill_at is not None and process.poll() is None:
-        if any(int(found.name) >= kill_at for found in checkpoint.all_of(run)):
+        if any(int(step.name) >= kill_at for step in checkpoint.all_of(run)):
             process.kill()
             break
         time.sleep(0.01)
     _, status, usage = os.wait4(process.pid, 0)
     expected = 0 if kill_at is None else -signal.SIGKILL
     if os.waitstatus_to_exitcode(status) != expected:
-        sys.exit(f"{' '.join(command)} ended otherwise than it should")
+        sys.exit(f"{' '.join(command)} ended with status {status}, expected {expected}")
     return usage.ru_maxrss * 1024
 
 
 def left_by(run: Path) -> tuple[object, ...]:
-    """All that a run leaves, but times: weights, metrics, result and figures."""
+    """All that a run leaves except times: weights, metrics, summary and figures."""
 
     def timeless(record: rundir.Json) -> rundir.Json:
         return {
@@ -115,30 +117,38 @@ def left_by(run: Path) -> tuple[object, ...]:
     return weights, metrics, timeless(rundir.read_summary(run)), figures
 
 
-def speeds(mnist: Dataset, large: Dataset, config: Config, rounds: int) -> dict[str, list[float]]:
-    """Images a second of each shard and of each epoch of MNIST, in turn, after a first of both."""
-    found: dict[str, list[float]] = {}
-    feeds = {
-        "shards": Feed(dataclasses.replace(config, epochs=rounds), large.train),
-        "in memory": Feed(Config(epochs=rounds), mnist.train),
+def all_shards(loader: DataLoader, epochs: int) -> Iterator[Examples]:
+    """The shards of all epochs, one after the other; there is at least one in an epoch."""
+    return itertools.chain.from_iterable(map(loader.epoch, range(1, epochs + 1)))
+
+
+def measure_speeds(
+    mnist: Dataset, large: Dataset, config: Config, rounds: int
+) -> dict[str, list[float]]:
+    """Images per second on each shard and on each epoch of MNIST, in turn, without the first."""
+    epochs, batch_size = rounds + 1, config.batch_size
+    loaders = {
+        "shards": DataLoader(dataclasses.replace(config, epochs=epochs), large.train),
+        "in memory": DataLoader(Config(epochs=epochs), mnist.train),
     }
-    keys, sides = population.keys([0]), {}
-    for name, feed in feeds.items():
-        recipe = default_recipe(config, 784, 10, feed.plan.used)
-        sides[name] = recipe, population.init(recipe, keys)
-        found[name] = []
-    for number in range(rounds + 1):
-        for name, feed in feeds.items():
-            recipe, states = sides[name]
-            epoch, shard = divmod(number, feed.plan.shards)
+    keys, recipes, states = population.keys([0]), {}, {}
+    for name, loader in loaders.items():
+        recipes[name] = default_recipe(config, 784, 10, loader.shards.images_used)
+        states[name] = population.init(recipes[name], keys)
+    shards = {name: all_shards(loader, epochs) for name, loader in loaders.items()}
+    speeds: dict[str, list[float]] = {name: [] for name in loaders}
+    for _ in range(rounds + 1):
+        for name, recipe in recipes.items():
             start = time.perf_counter()
-            examples = feed.take(epoch + 1, shard)
-            states, _ = population.train_epoch(recipe, states, examples, keys, 128, 1)
-            jax.block_until_ready(states)
-            found[name].append(len(examples.labels) // 128 * 128 / (time.perf_counter() - start))
-            sides[name] = recipe, states
+            examples = next(shards[name])
+            states[name], _ = population.train_epoch(
+                recipe, states[name], examples, keys, batch_size, 1
+            )
+            jax.block_until_ready(states[name])
+            seconds = time.perf_counter() - start
+            speeds[name].append(len(examples.labels) // batch_size * batch_size / seconds)
             del examples
-    return {name: each[1:] for name, each in found.items()}
+    return {name: each[1:] for name, each in speeds.items()}
 
 
 def main() -> None:
@@ -151,20 +161,20 @@ def main() -> None:
         if shutil.disk_usage(folder).free < 1.1 * options.gigabytes * 1e9:
             sys.exit(f"{folder} has no room for {options.gigabytes} GB; name another --folder")
         write(mnist, count, folder)
-        peaks = [train(folder, "whole", options.shard_images)]
-        whole = load_run(folder / "whole")
-        cut = plan(whole.config, count)
-        steps = cut.used // whole.config.batch_size
+        peaks = [train(folder, "complete", options.shard_images)]
+        complete = load_run(folder / "complete")
+        shards = plan_shards(complete.config, count)
+        steps = shards.images_used // complete.config.batch_size
         train(folder, "killed", options.shard_images, kill_at=steps // 2)
         (newest, *_) = checkpoint.all_of(folder / "killed")
         killed_at = int(newest.name)
         peaks.append(train(folder, "killed", options.shard_images))
-        same = left_by(folder / "whole") == left_by(folder / "killed")
-        record, summary = rundir.read_metrics(folder / "whole")[0], rundir.read_summary(whole.path)
+        same = left_by(folder / "complete") == left_by(folder / "killed")
+        record, summary = rundir.read_metrics(complete.path)[0], rundir.read_summary(complete.path)
         large = data.load("local", folder)
         config = as_used(Config(dataset="local", shard_images=options.shard_images), large)
-        found = speeds(mnist, large, config, options.rounds)
-    ratio = statistics.median(a / b for a, b in zip(*found.values(), strict=True))
+        speeds = measure_speeds(mnist, large, config, options.rounds)
+    ratio = statistics.median(a / b for a, b in zip(*speeds.values(), strict=True))
     claim = (
         f"{options.gigabytes:g} GB of images train the default network in "
         f"{max(peaks) / 1e9:.2f} GB of memory, at {ratio:.2f} of the speed of MNIST in memory"
@@ -173,16 +183,26 @@ def main() -> None:
     print(
         f"killed after step {killed_at:,} of {steps:,} and resumed, the run has "
         f"{'the same bits' if same else 'OTHER BITS'}; an epoch of {count:,} images takes "
-        f"{record['seconds']:.0f} s of the {summary['seconds']['total']:.0f} s of the whole run"
+        f"{record['seconds']:.0f} s of the {summary['seconds']['total']:.0f} s of the complete run"
     )
-    kept = {
-        **{"claim": claim, "images": count, "shards": cut.shards, "shard_images": cut.size},
-        **{"peak_bytes": peaks, "steps": steps, "killed_at_step": killed_at, "same_bits": same},
-        **{"images_per_second": found, "ratio": ratio, "seconds": summary["seconds"]},
-        **{"epoch_seconds": record["seconds"], "test_errors": summary["test_errors"]},
-        **{"device": device_name(), "versions": versions()},
+    results = {
+        "claim": claim,
+        "images": count,
+        "shards": shards.count,
+        "shard_images": shards.size,
+        "peak_bytes": peaks,
+        "steps": steps,
+        "killed_at_step": killed_at,
+        "same_bits": same,
+        "images_per_second": speeds,
+        "ratio": ratio,
+        "seconds": summary["seconds"],
+        "epoch_seconds": record["seconds"],
+        "test_errors": summary["test_errors"],
+        "device": device_name(),
+        "versions": versions(),
     }
-    rundir.write_bytes(options.results, (json.dumps(kept, indent=1) + "\n").encode())
+    rundir.write_bytes(options.results, (json.dumps(results, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":
