@@ -502,3 +502,29 @@ def test_a_mapped_file_that_is_gone_or_shorter_is_reported(image_file, problem):
     expected = "has become shorter" if problem == "shorter" else "cannot be read"
     with pytest.raises(InputError, match=f"{path} {expected}"):
         files.read_images(images, 2, 7)
+
+
+@pytest.fixture
+def large_folder(tmp_path, digits, monkeypatch):
+    """A folder with the digits, whose training images count as large."""
+    write_idx(tmp_path / "large", (*digits.train, *digits.test), "")
+    monkeypatch.setattr(files, "STAYS_ON_DISK", 1437 * 64)  # less than the file with its header
+    return tmp_path / "large"
+
+
+def test_a_large_file_is_mapped_and_has_its_checksum(large_folder, digits):
+    large = data.load("local", large_folder)
+    assert isinstance(large.train.images, np.memmap)
+    assert type(large.test.images) is np.ndarray
+    assert large.sha256 == digits.sha256
+    training, validation = data.train_val_split(large.train, 100)
+    assert isinstance(training.images, np.memmap)
+    np.testing.assert_array_equal(training.images, digits.train.images[:-100])
+    assert type(validation.images) is np.ndarray
+    assert not np.may_share_memory(validation.images, large.train.images)
+    np.testing.assert_array_equal(validation.images, digits.train.images[-100:])
+
+
+def test_a_large_gzipped_file_is_read_into_memory(large_folder, digits, tmp_path):
+    write_idx(tmp_path / "gzipped", (*digits.train, *digits.test), ".gz")
+    assert type(data.load("local", tmp_path / "gzipped").train.images) is np.ndarray

@@ -1,4 +1,4 @@
-"""Training sets of which only a part is on the device: each image in its turn, no bit otherwise."""
+"""Training on shards: each image in its turn, and every bit as without an interruption."""
 
 import dataclasses
 import os
@@ -39,7 +39,7 @@ def no_figures(monkeypatch):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run in shards that nothing disturbs."""
+    """A run on shards without an interruption."""
     return fit.fit(SHARDED, tmp_path_factory.mktemp("runs") / "whole")
 
 
@@ -135,7 +135,7 @@ def test_labels_stay_with_their_images():
 # Training
 
 
-def test_a_shard_that_would_hold_all_is_no_shard(digits, tmp_path, no_figures):
+def test_a_shard_size_of_all_images_changes_nothing(digits, tmp_path, no_figures):
     config = dataclasses.replace(SHARDED, shard_images=1437, batch_norm=True)
     runs = [
         fit.fit(dataclasses.replace(config, shard_images=count), tmp_path / str(count))
@@ -145,8 +145,8 @@ def test_a_shard_that_would_hold_all_is_no_shard(digits, tmp_path, no_figures):
     assert timeless(runs[0].path) == timeless(runs[1].path)
 
 
-def test_training_in_shards_is_training_on_one_after_the_other(whole, digits):
-    """By hand: the images of each shard looked up one by one, and the same epochs on them."""
+def test_training_on_shards_is_training_on_one_after_the_other(whole, digits):
+    """Compared with epochs on the images of each shard, picked one by one."""
     found, keys = Plan(1437, 3, 448), population.keys([0, 1])
     recipe = default_recipe(SHARDED, 64, 10, 3 * 448)
     states, records = population.init(recipe, keys), timeless(whole.path)
@@ -179,7 +179,7 @@ def test_the_learning_rate_ends_at_zero_with_the_last_step(whole, tmp_path, no_f
     assert load_run(whole.path).recipe is whole.recipe
 
 
-def test_a_divergence_is_found_in_the_shard_where_it_came():
+def test_divergence_is_counted_up_to_the_shard_in_which_it_happens():
     finite = np.int32([[5, 5, 2], [5, 3, 5], [5, 5, 5]])  # by shard and network, of 5 steps each
     parts = [
         Metrics(np.float32([1, 2, np.nan]) + i, np.int32([1, 2, 3]), finite[i]) for i in (0, 1, 2)
@@ -191,7 +191,7 @@ def test_a_divergence_is_found_in_the_shard_where_it_came():
     assert combined(parts[:1], 5) is parts[0]
 
 
-def test_metrics_of_a_shard_come_back_from_their_file(tmp_path):
+def test_metrics_of_a_shard_are_restored_from_their_file(tmp_path):
     metrics = Metrics(np.float32([0.1, np.nan]), np.int32([3, 4]), np.int32([5, 0]))
     rundir.write_shards(tmp_path, [{"shard": 0, **shards.to_json(metrics), "seconds": 1.0}])
     (kept,) = rundir.read_shards(tmp_path)
@@ -205,7 +205,7 @@ def test_metrics_of_a_shard_come_back_from_their_file(tmp_path):
 
 
 def stop_after(patch, epoch, shard):
-    """Has every checkpoint finished, and the run stopped after one shard."""
+    """Waits for every checkpoint, and stops the run after one shard."""
     begin, done = Keeper.begin_checkpoint, Keeper.shard_done
 
     def begin_checkpoint(self, states):
@@ -224,7 +224,7 @@ def stop_after(patch, epoch, shard):
 
 
 @pytest.mark.parametrize(("epoch", "shard"), [(1, 0), (2, 1), (3, 2)])
-def test_a_run_that_stops_after_a_shard_goes_on_to_the_same_bits(
+def test_a_run_that_stops_after_a_shard_resumes_to_the_same_bits(
     whole, tmp_path, monkeypatch, epoch, shard, capsys
 ):
     part = tmp_path / "part"
@@ -242,7 +242,7 @@ def test_a_run_that_stops_after_a_shard_goes_on_to_the_same_bits(
     assert_same(part, whole)
 
 
-def test_statistics_averages_and_validation_resume_in_shards_too(tmp_path, monkeypatch, no_figures):
+def test_batch_statistics_averages_and_validation_resume_too(tmp_path, monkeypatch, no_figures):
     config = dataclasses.replace(
         SHARDED, batch_norm=True, ema_decay=0.9, noise=0.2, validation_images=100
     )
@@ -255,7 +255,7 @@ def test_statistics_averages_and_validation_resume_in_shards_too(tmp_path, monke
     assert timeless(tmp_path / "part") == timeless(run.path)
 
 
-def test_a_signal_ends_the_shard_and_the_run_goes_on(whole, tmp_path, monkeypatch):
+def test_a_run_that_a_signal_stops_after_a_shard_can_resume(whole, tmp_path, monkeypatch):
     def and_a_signal(self, part):
         original(self, part)
         if (len(self.records), part["shard"]) == (1, 1):
@@ -271,7 +271,7 @@ def test_a_signal_ends_the_shard_and_the_run_goes_on(whole, tmp_path, monkeypatc
     assert_same(part, whole)
 
 
-def test_other_shards_are_another_run(tmp_path, whole):
+def test_a_run_cannot_resume_with_other_shards(tmp_path, whole):
     changed = dataclasses.replace(SHARDED, shard_images=600)
     with pytest.raises(InputError, match="shard_images was 500 and is 600"):
         fit.fit(changed, whole.path, resume=True)
@@ -354,27 +354,14 @@ def test_nothing_compiles_late(tmp_path, caplog, no_figures):
 
 @pytest.fixture
 def on_disk(tmp_path, digits, monkeypatch):
-    """A folder with the digits, whose training images stay where they are."""
+    """A folder with the digits, whose training images stay on disk."""
     folder = tmp_path / "large"
     write_idx(folder, (*digits.train, *digits.test), "")
     monkeypatch.setattr(files, "STAYS_ON_DISK", 1437 * 64)  # less than its file, with its header
     return folder
 
 
-def test_a_large_file_is_not_read_but_known_by_its_checksum(on_disk, digits):
-    large = data.load("local", on_disk)
-    assert isinstance(large.train.images, np.memmap)
-    assert type(large.test.images) is np.ndarray
-    assert large.sha256 == digits.sha256
-    training, validation = data.train_val_split(large.train, 100)
-    assert isinstance(training.images, np.memmap)
-    assert type(validation.images) is np.ndarray
-    assert not np.may_share_memory(validation.images, large.train.images)
-    np.testing.assert_array_equal(validation.images, digits.train.images[-100:])
-    np.testing.assert_array_equal(np.asarray(training.images), digits.train.images[:-100])
-
-
-def test_from_disk_come_the_same_bits_as_from_memory(on_disk, monkeypatch, tmp_path):
+def test_images_on_disk_train_to_the_same_bits_as_in_memory(on_disk, monkeypatch, tmp_path):
     config = dataclasses.replace(
         SHARDED, dataset="local", data_dir=on_disk, batch_norm=True, validation_images=100
     )
@@ -386,7 +373,7 @@ def test_from_disk_come_the_same_bits_as_from_memory(on_disk, monkeypatch, tmp_p
     assert load_data(disk).sha256 == memory.data_sha256
 
 
-def test_what_stays_on_disk_is_divided_without_being_asked(
+def test_images_on_disk_are_divided_into_shards_by_default(
     on_disk, monkeypatch, tmp_path, no_figures
 ):
     monkeypatch.setattr(shards, "SHARD_BYTES", 500 * 64 + 63)
@@ -405,7 +392,7 @@ def test_what_stays_on_disk_is_divided_without_being_asked(
 
 
 @pytest.mark.parametrize("how", ["header", "shorter", "gone", "labels"])
-def test_a_large_file_that_is_not_right_is_refused(on_disk, how, tmp_path, monkeypatch):
+def test_a_large_file_that_is_wrong_is_rejected(on_disk, how, tmp_path, monkeypatch):
     file = on_disk / files.IDX_NAMES[0]
     config = dataclasses.replace(SHARDED, dataset="local", data_dir=on_disk)
     if how == "header":
@@ -426,7 +413,7 @@ def test_a_large_file_that_is_not_right_is_refused(on_disk, how, tmp_path, monke
     assert not (tmp_path / "run").exists()
 
 
-def test_a_file_that_shrinks_while_a_run_trains_ends_it_in_one_line(on_disk, tmp_path, monkeypatch):
+def test_a_file_that_shrinks_during_training_is_reported(on_disk, tmp_path, monkeypatch):
     def and_cut(self, part):
         os.truncate(on_disk / files.IDX_NAMES[0], 1000)
 
@@ -436,11 +423,6 @@ def test_a_file_that_shrinks_while_a_run_trains_ends_it_in_one_line(on_disk, tmp
         fit.fit(config, tmp_path / "run")
 
 
-def test_only_plain_files_of_ones_own_stay_on_disk(on_disk, digits, tmp_path):
-    write_idx(tmp_path / "packed", (*digits.train, *digits.test), ".gz")
-    assert type(data.load("local", tmp_path / "packed").train.images) is np.ndarray
-
-
 MEMORY = """
 import dataclasses, re, sys
 from pathlib import Path
@@ -448,7 +430,7 @@ from mnist_jax.data import shards, files
 from mnist_jax.config import Config
 from mnist_jax.fit import fit
 
-def peak():  # getrusage would give that of the process that started this one, if it was higher
+def peak():  # getrusage would include the peak of the parent process
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024
 
 files.STAYS_ON_DISK, shards.SHARD_BYTES = 2**24, 2**23
@@ -462,9 +444,9 @@ print(peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no file tells the peak")
-def test_memory_holds_shards_and_not_the_file(tmp_path):
-    """A file of 300 MB, by a process that has trained on 16 MB in the same way before."""
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_memory_holds_shards_but_not_the_file(tmp_path):
+    """A process that has trained on 16 MB trains on 300 MB in hardly more memory."""
     random = np.random.default_rng(0)
     test = random.integers(0, 256, (100, 28, 28), np.uint8), np.arange(100, dtype=np.uint8) % 10
     for name, count in (("small", 20_000), ("large", 400_000)):
@@ -475,17 +457,20 @@ def test_memory_holds_shards_and_not_the_file(tmp_path):
         [sys.executable, "-c", MEMORY, str(tmp_path)],
         capture_output=True,
         text=True,
-        env={**os.environ, "MALLOC_ARENA_MAX": "1"},  # else each thread hoards what it has freed
+        env={
+            **os.environ,
+            "MALLOC_ARENA_MAX": "1",
+        },  # or threads keep freed memory
     )
     assert done.returncode == 0, done.stderr
     assert "400,000 images to train on (10,000 at once)" in done.stdout
     assert int(done.stdout.splitlines()[-1]) < 150
 
 
-# What else trains
+# Sweeps and explanations
 
 
-def test_a_sweep_trains_in_shards_what_a_run_does(tmp_path, no_figures):
+def test_a_sweep_trains_on_shards_as_a_run_does(tmp_path, no_figures):
     config = dataclasses.replace(SHARDED, validation_images=200)
     folder = sweep.sweep(config, {"learning_rate": (0.1, 0.03)}, out=tmp_path / "sweep")
     rows = rundir.read_json(folder / "summary.json")
@@ -500,7 +485,7 @@ def test_a_sweep_trains_in_shards_what_a_run_does(tmp_path, no_figures):
     assert "--shard-images 500" in rows["command"]
 
 
-def test_a_run_in_shards_is_explained_by_training_as_it_did(digits, tmp_path, capsys, no_figures):
+def test_explain_trains_again_on_the_same_shards(digits, tmp_path, capsys, no_figures):
     config = dataclasses.replace(SHARDED, seeds=1)
     run = fit.fit(config, tmp_path / "run")
     path = explain.train_again(run, digits.train)
@@ -515,6 +500,6 @@ def test_a_run_in_shards_is_explained_by_training_as_it_did(digits, tmp_path, ca
 
 
 @pytest.mark.parametrize("count", [-1, 1, 127])
-def test_a_shard_smaller_than_a_batch_is_refused(count):
+def test_a_shard_smaller_than_a_batch_is_rejected(count):
     with pytest.raises(InputError, match=rf"--shard-images {count} cannot be used: it takes "):
         Config(shard_images=count)
