@@ -271,7 +271,7 @@ class Predict(Compiling):
         from PIL import Image
 
         from mnist_jax.runs.report import dense_layers, load_run, probabilities
-        from mnist_jax.serve.ink import to_digit
+        from mnist_jax.serve.digit import to_digit
         from mnist_jax.serve.photo import read_photo
 
         run = load_run(self.run_folder)

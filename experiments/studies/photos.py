@@ -11,7 +11,7 @@ trains the default network and renders the digits 40 to 300 pixels long, anywher
 shaded a lamp at one side and the soft shadow of a hand, noisy a sensor's noise of 5 to 25 grey
 values and JPEG, inverted light ink on dark. Beside it stands what the network reads when told
 exactly where the ink is: what is lost there the network loses, not the search for the digit. The
-constants of mnist_jax/ink.py were chosen on photos of the last 10,000 training images.
+constants of mnist_jax/serve/digit.py were chosen on photos of the last 10,000 training images.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from mnist_jax.config import Config, InputError
 from mnist_jax.fit import fit
 from mnist_jax.runs import report
 from mnist_jax.runs.environment import device_name, versions
-from mnist_jax.serve.ink import centred, to_digit
+from mnist_jax.serve.digit import centred, to_digit
 
 Digit = UInt8[np.ndarray, "28 28"]
 Photo = UInt8[np.ndarray, "rows columns"]

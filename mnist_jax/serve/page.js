@@ -131,7 +131,7 @@ function strongest({ values, sums }, l, most, { input, unit } = {}) {
   return found;
 }
 
-// ---- The image: as ink.py makes it from the ink in a photo
+// ---- The image: as digit.py makes it from the ink in a photo
 
 const roundToEven = (x) => (Math.abs(x % 1) === 0.5 ? 2 * Math.round(x / 2) : Math.round(x));
 

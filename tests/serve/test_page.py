@@ -27,8 +27,8 @@ from mnist_jax.preprocess import to_inputs
 from mnist_jax.runs import report
 from mnist_jax.runs.report import Run
 from mnist_jax.serve import page
-from mnist_jax.serve.ink import centred as laid_out
-from mnist_jax.serve.ink import to_digit
+from mnist_jax.serve.digit import centred as laid_out
+from mnist_jax.serve.digit import to_digit
 from mnist_jax.train import default_recipe
 from tests.conftest import tiny_arrays
 from tests.test_cli import call
@@ -360,7 +360,7 @@ def canvas_ink(driver) -> np.ndarray:
 
 
 def centred(ink: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """What ink.py makes of the box of the ink."""
+    """What digit.py makes of the box of the ink."""
     rows, columns = (np.flatnonzero((ink > 0.3 * ink.max()).any(axis)) for axis in (1, 0))
     box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return laid_out(box / ink.max(), shape).astype(int)
@@ -386,7 +386,7 @@ def test_ink_becomes_the_image_that_a_photo_of_it_does(shape, driver, tmp_path):
 
 
 def test_ink_of_a_drawing_is_read_as_a_photo_of_it_is(drawing):
-    """Whatever ink.py does to find the ink, it finds about what the page knows."""
+    """Whatever digit.py does to find the ink, it finds about what the page knows."""
     hands.draw(drawing, hands.DIGITS[3])
     expected = to_digit(255 - canvas_ink(drawing), (28, 28)).astype(int)
     assert np.abs(seen(drawing) - expected).max() <= 30

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mnist_jax.config import InputError
 from mnist_jax.serve import photo
-from mnist_jax.serve.ink import to_digit
+from mnist_jax.serve.digit import to_digit
 from mnist_jax.serve.photo import read_photo
 from tests.conftest import drawn
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mnist_jax.config import InputError
-from mnist_jax.serve.ink import to_digit
+from mnist_jax.serve.digit import to_digit
 from tests.conftest import drawn
 
 
