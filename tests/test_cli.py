@@ -234,7 +234,7 @@ def test_bad_photos_are_named_with_the_remedy_in_one_line(mnist_run, mnist, tmp_
     dark = 255 - np.kron(mnist.test.images[:2], np.ones((1, 8, 8), np.uint8))
     bad = {
         "blank": (np.full((200, 300), 190), "blank"),
-        "two": (np.hstack(dark), "shows 2 digits or marks as tall; crop it to one"),
+        "two": (np.hstack(dark), "shows 2 digits or marks of similar height; crop it to one digit"),
         "noise": (random.integers(0, 256, (200, 300)), "no digit stands out"),
         "ball": (np.hypot(*np.mgrid[-90:90, -90:90]) > 40, "no digit stands out"),
     }

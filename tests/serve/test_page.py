@@ -27,8 +27,7 @@ from mnist_jax.preprocess import to_inputs
 from mnist_jax.runs import report
 from mnist_jax.runs.report import Run
 from mnist_jax.serve import page
-from mnist_jax.serve.digit import centred as laid_out
-from mnist_jax.serve.digit import to_digit
+from mnist_jax.serve.digit import centre_by_mass, to_digit
 from mnist_jax.train import default_recipe
 from tests.conftest import tiny_arrays
 from tests.test_cli import call
@@ -363,7 +362,7 @@ def centred(ink: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """What digit.py makes of the box of the ink."""
     rows, columns = (np.flatnonzero((ink > 0.3 * ink.max()).any(axis)) for axis in (1, 0))
     box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return laid_out(box / ink.max(), shape).astype(int)
+    return centre_by_mass(box / ink.max(), shape).astype(int)
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (8, 8), (40, 30)])
