@@ -313,12 +313,11 @@ function build() {
   const noun = classNames.every((name) => /^\d$/.test(name)) ? "digit" : "picture";
   const activation = hidden.length ? `${data.activation}, ` : "";
   const sizes = [rows * columns, ...layers.map(({ units }) => units)].join("-");
-  $("title").textContent = document.title = `Draw a ${noun}, and see what the network makes of it`;
+  $("title").textContent = document.title = `Draw a ${noun} and see what the network makes of it`;
   $("intro").textContent =
-    `A neural network of ${sizes} units (${activation}seed ${data.seed}) learned from ` +
-    `${formatCount(data.train_images)} images of ${data.dataset}; of ` +
-    `${formatCount(data.test_images)} that it has never seen, it misreads ` +
-    `${formatCount(data.test_errors)}.`;
+    `This network of ${sizes} units (${activation}seed ${data.seed}) was trained on ` +
+    `${formatCount(data.train_images)} images of ${data.dataset}. It misreads ` +
+    `${formatCount(data.test_errors)} of ${formatCount(data.test_images)} that it has never seen.`;
   $("input-caption").textContent = `It sees ${rows} × ${columns}`;
   $("dropout").hidden = !hidden.length;
 
@@ -345,8 +344,8 @@ function build() {
   });
 
   const misread = samples.length && samples.at(-1).prediction !== samples.at(-1).label;
-  const note = misread ? "; the last ones it misreads" : "";
-  $("samples-caption").textContent = `Or take a test image${note}`;
+  const note = misread ? "; it misreads the last ones" : "";
+  $("samples-caption").textContent = `Or choose a test image${note}`;
   samples.forEach(({ label, prediction, pixels }) => {
     const error = prediction === label ? "" : `, read as ${classNames[prediction]}`;
     const title = `test image of ${classNames[label]}${error}`;
@@ -395,7 +394,7 @@ function showAnswer() {
   const { image, sample } = state;
   const probabilities = softmax(state.pass.logits);
   const best = probabilities.indexOf(Math.max(...probabilities));
-  const truth = sample === null ? "" : `; it is ${classNames[samples[sample].label]}`;
+  const truth = sample === null ? "" : `; the label is ${classNames[samples[sample].label]}`;
   paint($("input-image"), image ?? blankImage);
   $("name").textContent = image ? classNames[best] : "–";
   $("name").className = classNames[best].length > 2 ? "long" : "";
@@ -494,7 +493,7 @@ function showUnit() {
   if (!selected) {
     $("unit-name").textContent = "Inside a unit";
     $("unit-text").textContent = hidden.length
-      ? "Point at a unit or an answer to see what it looks for. A click switches a unit off."
+      ? "Point at a unit or an answer to see what it looks for. Click a unit to switch it off."
       : "Point at an answer to see what it looks for.";
     return;
   }
@@ -512,13 +511,13 @@ function showUnit() {
   const status = off ? "off" : `${quantity} ${formatDecimal(value)}`;
   const name = isAnswer ? `Answer ${classNames[unit]}` : `Layer ${l + 1}, unit ${unit}`;
   $("unit-name").textContent = `${name}: ${status}`;
-  $("weights").ariaLabel = `What moves its ${quantity}`;
-  const source = l ? "In this drawing" : "Its weights";
+  $("weights").ariaLabel = `How each pixel changes its ${quantity}`;
+  const source = l ? "For this drawing" : "Its weights";
   const exact = l === hidden.length - 1;
   const votes = exact ? "exactly what it adds to each score" : "what it adds, to first order";
   $("unit-text").textContent =
     `${source}: ink on red raises its ${quantity}, ink on blue lowers it.` +
-    (isAnswer ? "" : ` The bars are its vote: ${votes}.`);
+    (isAnswer ? "" : ` The bars are its votes: ${votes}.`);
   if (isAnswer) return;
   $("switch").textContent = state.switchedOff[l].has(unit) ? "Switch it on" : "Switch it off";
   [boxes[l].ariaValueNow, boxes[l].ariaValueText] = [unit, `unit ${unit}, ${status}`];

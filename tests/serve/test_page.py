@@ -445,12 +445,12 @@ def test_a_test_image_reaches_the_network_unchanged(drawing, mnist):
     sample.find_element(By.XPATH, "..").click()
     image = mnist.test.images[np.flatnonzero(mnist.test.labels == 3)[1]]
     np.testing.assert_array_equal(network_input(drawing), image)
-    assert drawing.find_element(By.ID, "confidence").text.endswith("sure; it is 3")
+    assert drawing.find_element(By.ID, "confidence").text.endswith("sure; the label is 3")
     sample.send_keys(Keys.ARROW_RIGHT)  # the next one, by keyboard
     image = mnist.test.images[np.flatnonzero(mnist.test.labels == 4)[1]]
     np.testing.assert_array_equal(network_input(drawing), image)
     chromium.draw(drawing, chromium.DIGITS[1])  # replaces it
-    assert "it is" not in drawing.find_element(By.ID, "confidence").text
+    assert "label" not in drawing.find_element(By.ID, "confidence").text
     assert not drawing.find_elements(By.CSS_SELECTOR, "#samples :checked")
 
 
