@@ -21,12 +21,8 @@ from mnist_jax.runs.report import Run, dense_layers, first_seed
 from mnist_jax.train import Logits
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-
-OPSET = 20
-"""The first version of ONNX's operators with GELU, which ONNX Runtime supports since 1.17."""
-
-MAX_WEIGHTS = 500_000_000
-"""With biases, in a StableHLO or ONNX file, which cannot be larger than 2 GiB."""
+OPSET = 20  # the first version of ONNX's operators with GELU; ONNX Runtime has it since 1.17
+MAX_WEIGHTS = 500_000_000  # with biases; StableHLO and ONNX files cannot be larger than 2 GiB
 
 ACTIVATIONS: dict[Activation, tuple[str, str]] = {
     "relu": ("Relu", "np.maximum(x, 0)"),
@@ -43,10 +39,9 @@ ACTIVATIONS: dict[Activation, tuple[str, str]] = {
 
 
 def to_stablehlo(run: Run) -> bytes:
-    """A function for `jax.export.deserialize`, from uint8 images to float32 logits.
+    """A function for `jax.export.deserialize`, which runs on a CPU, a CUDA GPU or a TPU.
 
-    It takes images (n, height, width) and returns logits (n, classes), for any n from 1, on a CPU,
-    a CUDA GPU or a TPU.
+    It maps uint8 images (n, height, width) to float32 logits (n, classes), for any n from 1.
 
     Raises:
         InputError: the network diverged or is too large.

@@ -20,14 +20,9 @@ from mnist_jax.preprocess import AnyArray
 from mnist_jax.runs import report
 from mnist_jax.runs.report import Run
 
-MAX_INT24 = 2**23 - 1
-"""Three bytes with their sign, which are four characters in base64."""
-
-MAX_WEIGHTS = 50_000_000
-"""Weights and biases; browsers limit the length of a page."""
-
-CLASS_SAMPLES, MISREAD_SAMPLES = 30, 10
-"""How many test images the page offers: from all classes in turn, and misread ones."""
+MAX_INT24 = 2**23 - 1  # three bytes are four characters in base64
+MAX_WEIGHTS = 50_000_000  # with biases; browsers limit the size of a page
+CLASS_SAMPLES, MISREAD_SAMPLES = 30, 10  # test images from all classes in turn, and misread ones
 
 
 class Page(str):

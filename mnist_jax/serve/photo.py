@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +12,9 @@ from PIL import Image, ImageOps
 
 from mnist_jax.config import InputError
 
+# Pillow decodes these itself. For some other formats, such as EPS, it runs another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""Those that Pillow decodes itself. For some others, such as EPS, it runs another program."""
-
-MAX_PIXELS = 60_000_000
-"""Reading as many takes less than a gigabyte of memory."""
+MAX_PIXELS = 60_000_000  # which take less than a gigabyte of memory to read
 
 
 def read_photo(file: Path) -> UInt8[np.ndarray, "rows columns"]:
@@ -27,7 +24,7 @@ def read_photo(file: Path) -> UInt8[np.ndarray, "rows columns"]:
         InputError: the file is missing, damaged, too large or not a picture.
     """
     try:
-        if not stat.S_ISREG(file.stat().st_mode):  # a named pipe would never answer
+        if file.exists() and not file.is_file():  # such as a named pipe, which would never answer
             raise ValueError("it is not a regular file")
         with _silence(), Image.open(file, formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
