@@ -44,9 +44,6 @@ STARTED = time.perf_counter() - time.process_time()
 
 PICTURE_FORMATS = (".png", ".jpg", ".pdf", ".svg")
 
-SHADES = " .:-=+*#%@"
-"""From black to white, as characters of light on a dark ground."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compiling:
@@ -259,7 +256,7 @@ class Predict(Compiling):
     """A file for a figure: each photo, what the network saw of it, and the probabilities."""
 
     def run(self) -> None:
-        """Prints an answer for each image, and under it what the network saw."""
+        """Prints an answer for each image."""
         if not self.images:
             raise InputError("predict needs at least one image after the run folder")
         if self.picture:
@@ -271,7 +268,7 @@ class Predict(Compiling):
         from PIL import Image
 
         from mnist_jax.runs.report import dense_layers, load_run, probabilities
-        from mnist_jax.serve.ink import to_digit
+        from mnist_jax.serve.digit import to_digit
         from mnist_jax.serve.photo import read_photo
 
         run = load_run(self.run_folder)
@@ -295,7 +292,7 @@ class Predict(Compiling):
             figure = plots.answers(small, np.stack(digits), shares, run.class_names, names)
             _save_picture("--picture", self.picture, figure)
         answers = []
-        for file, digit, share in zip(self.images, digits, shares, strict=True):
+        for file, share in zip(self.images, shares, strict=True):
             first, second = int(share.argmax()), int(np.argsort(share)[-2])
             name = run.class_names[first]
             values = {"label": first, "name": name, "probabilities": share.tolist()}
@@ -303,10 +300,6 @@ class Predict(Compiling):
             if not self.json:
                 others = f"next {run.class_names[second]}, {_percent(float(share[second]))}"
                 print(f"{file}: {name} ({_percent(float(share[first]))}; {others})")
-                pairs = digit[: len(digit) // 2 * 2].reshape(-1, 2, digit.shape[1])
-                for row in pairs.mean(axis=1).astype(int):  # a character is twice as high as wide
-                    line = "".join(SHADES[grey * len(SHADES) // 256] for grey in row)
-                    print(f"  {line}".rstrip())
         if self.json:
             print(json.dumps(answers, indent=2))
 

@@ -186,15 +186,13 @@ def test_predictions_in_words(run, tmp_path, digits, capsys):
     Image.fromarray(digits.test.images[0]).save(file)
     code, out, _ = call(capsys, "predict", run, file)
     assert code == 0
-    words, *drawn = out.splitlines()
-    found = re.fullmatch(rf"{re.escape(str(file))}: (\d) \([\d.]+%; next (\d), [\d.]+%\)", words)
+    words = rf"{re.escape(str(file))}: (\d) \([\d.]+%; next (\d), [\d.]+%\)\n"
+    found = re.fullmatch(words, out)
     assert found
     (answer,) = json.loads(call(capsys, "predict", run, file, "--json")[1])
     assert set(answer) == {"file", "label", "name", "probabilities"}
     best_two = np.argsort(answer["probabilities"])[:-3:-1]
     assert [int(word) for word in found.groups()] == best_two.tolist()
-    assert len(drawn) == 4  # half of the 8 rows
-    assert "\n".join(drawn).isascii()
 
 
 def test_a_network_that_diverged_gives_no_answer(tmp_path, digits, capsys):
@@ -221,20 +219,6 @@ def test_explain_writes_its_figures_one_after_the_other(run, capsys):
     assert (code, err) == (2, "mnist-jax: --image 360 cannot be used: it takes 0 to 359\n")
 
 
-def test_what_the_network_saw_is_drawn_in_characters(mnist_run, tmp_path, capsys):
-    """A dark upright bar on a light page, wherever it stands, is a light bar in the middle."""
-    page = np.full((300, 200), 240, np.uint8)
-    page[20:220, 30:70] = 30
-    Image.fromarray(page).save(tmp_path / "bar.jpg")
-    code, out, err = call(capsys, "predict", mnist_run, tmp_path / "bar.jpg")
-    assert code == 0, err
-    _, *rows = out.splitlines()
-    assert len(rows) == 14
-    assert [row != "" for row in rows] == [False] * 2 + [True] * 10 + [False] * 2
-    for row in rows[2:-2]:
-        assert re.fullmatch(r" {14}@{4}", row)  # two, and 12 of 28
-
-
 def test_predictions_in_a_figure(mnist_run, mnist, tmp_path, capsys):
     Image.fromarray(mnist.test.images[0]).save(tmp_path / "seven.png")
     figure = tmp_path / "answers.png"
@@ -250,7 +234,7 @@ def test_bad_photos_are_named_with_the_remedy_in_one_line(mnist_run, mnist, tmp_
     dark = 255 - np.kron(mnist.test.images[:2], np.ones((1, 8, 8), np.uint8))
     bad = {
         "blank": (np.full((200, 300), 190), "blank"),
-        "two": (np.hstack(dark), "shows 2 digits or marks as tall; crop it to one"),
+        "two": (np.hstack(dark), "shows 2 digits or marks of similar height; crop it to one digit"),
         "noise": (random.integers(0, 256, (200, 300)), "no digit stands out"),
         "ball": (np.hypot(*np.mgrid[-90:90, -90:90]) > 40, "no digit stands out"),
     }

@@ -1,10 +1,11 @@
-"""5.1 millionths are the most by which a logit of the page differs from JAX's, n = 1,000 images.
+"""The page's logits differ from JAX's by at most 5.1 millionths, n = 1,000 images.
 
-The page of 784-512-512-10 weighs 2.76 MB and asks for nothing. A headless Chromium opens it on a
-machine with 2 cores and no GPU, draws the ten digits with a scripted mouse, on a desktop's screen
-and on a phone's, and all twenty are read rightly. An update, from reading the ink through the
-forward pass to the last line drawn, takes 4.0 ms and 4.6 ms in the median, and less than 16 ms
-in 95 of 100. results/page.json has all of it, and figures/page.png shows it, of
+The page of 784-512-512-10 has 2.76 MB and makes no requests. A headless Chromium opens it on a
+machine with 2 cores and no GPU, and draws the ten digits with a scripted mouse, once on a desktop's
+screen and once on a phone's. All twenty are read correctly. An update, from reading the strokes
+through the forward pass to the last line drawn, takes 4.0 ms and 4.6 ms on these screens (medians),
+and less than 16 ms in 95 of 100 cases. results/page.json has all the numbers, and figures/page.png
+is a screenshot. To measure again:
 
     mnist-jax train --dataset mnist --out RUN
     python experiments/studies/page_in_browser.py RUN --results experiments/results/page.json \\
@@ -20,7 +21,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
@@ -29,10 +29,8 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
-from selenium.webdriver.common.actions.interaction import POINTER_TOUCH
 from selenium.webdriver.common.actions.pointer_input import PointerInput
 from selenium.webdriver.common.by import By
-from selenium.webdriver.remote.webelement import WebElement
 
 from mnist_jax.config import InputError
 from mnist_jax.preprocess import to_inputs
@@ -41,14 +39,18 @@ from mnist_jax.runs.environment import device_name, versions
 from mnist_jax.serve import page
 
 Points = list[tuple[float, float]]
-"""The way of a pen, in shares of the pad's width and height."""
+"""The path of a pen, in shares of the pad's width and height."""
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 FLAGS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--disable-dev-shm-usage", "--hide-scrollbars"),
+    "--headless=new",
+    "--no-sandbox",
+    "--hide-scrollbars",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
 )
 
 DESKTOP, PHONE = (1280, 800), (390, 844)
@@ -80,101 +82,91 @@ DIGITS: dict[int, list[Points]] = {
     ],
     9: [[*arc(0.5, 0.36, 0.16, 0.17, -10, -370, 24), (0.64, 0.6), (0.58, 0.84)]],
 }
-"""The ten digits, as one may draw them."""
+"""Strokes that draw each digit."""
 
 
-def programs() -> tuple[str, str] | None:
-    """Where Chromium and its driver are; None where they are not."""
+def find_programs() -> tuple[str, str] | None:
+    """The paths of Chromium and chromedriver, or None if one is not installed."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     driver = shutil.which("chromedriver")
     return (browser, driver) if browser and driver else None
 
 
 @contextlib.contextmanager
-def browser(size: tuple[int, int] = DESKTOP) -> Iterator[webdriver.Chrome]:
-    """A headless Chromium of its own, with a window of `size`."""
-    found = programs()
-    if found is None:
-        raise InputError("Chromium or chromedriver is not here; install both")
+def browser() -> Iterator[webdriver.Chrome]:
+    """A new headless Chromium with an empty profile and a desktop's screen."""
+    programs = find_programs()
+    if programs is None:
+        raise InputError("Chromium or chromedriver is not installed; install both")
     options = webdriver.ChromeOptions()
-    options.binary_location = found[0]
+    options.binary_location = programs[0]
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         for flag in (*FLAGS, f"--user-data-dir={profile}"):
             options.add_argument(flag)
-        driver = webdriver.Chrome(options, Service(found[1]))
+        driver = webdriver.Chrome(options, Service(programs[1]))
         try:
-            screen(driver, size)
+            set_screen(driver, DESKTOP)
             yield driver
         finally:
             driver.quit()
 
 
-def screen(driver: webdriver.Chrome, size: tuple[int, int], ratio: int = 1) -> None:
-    """Gives the page a screen of `size`; a narrow one is a phone's, with fingers."""
+def set_screen(driver: webdriver.Chrome, size: tuple[int, int], ratio: int = 1) -> None:
+    """Sets the screen to `size` in CSS pixels; below a width of 600 it is a phone's, with touch."""
     phone = size[0] < 600
     metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": ratio, "mobile": phone}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": phone})
-    settle(driver)
+    wait_for_frames(driver)
 
 
-def colours(driver: webdriver.Chrome, scheme: str) -> None:
-    """What a person prefers: light or dark."""
+def set_colour_scheme(driver: webdriver.Chrome, scheme: str) -> None:
+    """Sets the colours that the user prefers: "light" or "dark"."""
     feature = {"name": "prefers-color-scheme", "value": scheme}
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-    settle(driver)
+    wait_for_frames(driver)
 
 
-def settle(driver: webdriver.Chrome) -> None:
-    """Waits until what was asked for is shown: two frames."""
-    two_frames = (
+def wait_for_frames(driver: webdriver.Chrome) -> None:
+    """Waits for two frames, after which the page shows all changes."""
+    driver.execute_async_script(
         "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(done))"
     )
-    driver.execute_async_script(two_frames)
 
 
 def logits(
     driver: webdriver.Chrome, images: UInt8[np.ndarray, "n height width"]
 ) -> Num[np.ndarray, "n classes"]:
-    """What the page's own network makes of `images`, with all its units on."""
+    """The logits that the page computes for `images`, with all units on."""
     script = """
-        const images = bytesOf(arguments[0]);
-        const keep = hidden.map(({ units }) => new Float64Array(units).fill(1));
-        const answers = [];
+        const images = decodeBase64(arguments[0]);
+        const masks = hidden.map(({ units }) => new Float64Array(units).fill(1));
+        const logits = [];
         for (let at = 0; at < images.length; at += rows * columns) {
           const image = images.subarray(at, at + rows * columns);
-          answers.push([...forward(Float64Array.from(image, (grey) => grey / 255), keep).logits]);
+          logits.push([...forward(Float64Array.from(image, (grey) => grey / 255), masks).logits]);
         }
-        return answers;
+        return logits;
     """
     return np.array(driver.execute_script(script, base64.b64encode(images.tobytes()).decode()))
 
 
 def draw(driver: webdriver.Chrome, strokes: Sequence[Points], pointer: str = "mouse") -> None:
-    """Draws on an empty pad with a mouse, pen or touch."""
-    driver.execute_script("take(null)")
+    """Clears the pad and draws on it; `pointer` is "mouse", "pen" or "touch"."""
+    driver.execute_script("showSample(null)")
     pad = driver.find_element(By.ID, "pad")
     width, height = pad.size["width"], pad.size["height"]
     actions = ActionBuilder(driver, mouse=PointerInput(pointer, pointer), duration=0)
-    hand = actions.pointer_action
+    action = actions.pointer_action
     for points in strokes:
         for i, (x, y) in enumerate(points):
-            hand.move_to(pad, round((x - 0.5) * width), round((y - 0.5) * height))
+            action.move_to(pad, round((x - 0.5) * width), round((y - 0.5) * height))
             if i == 0:
-                hand.pointer_down()
-        hand.pointer_up()
+                action.pointer_down()
+        action.pointer_up()
     actions.perform()
-    settle(driver)
-
-
-def tap(driver: webdriver.Chrome, element: WebElement) -> None:
-    """Touches the middle of an element."""
-    finger = PointerInput(POINTER_TOUCH, "finger")
-    touch = ActionBuilder(driver, mouse=finger, duration=0)
-    touch.pointer_action.move_to(element).pointer_down().pointer_up()
-    touch.perform()
-    settle(driver)
+    wait_for_frames(driver)
 
 
 def answer(driver: webdriver.Chrome) -> str:
@@ -182,42 +174,42 @@ def answer(driver: webdriver.Chrome) -> str:
     return driver.find_element(By.ID, "name").text
 
 
-def requests(driver: webdriver.Chrome) -> list[str]:
-    """The addresses that the page asked for since the last call, other than its own file."""
+def requested_urls(driver: webdriver.Chrome) -> list[str]:
+    """The addresses that were requested since the last call, except the page's own file."""
     messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    found = [str(params["request"]["url"]) for params in sent]
-    return [url for url in found if not url.startswith(("file:", "data:", "about:"))]
+    sent = [message for message in messages if message["method"] == "Network.requestWillBeSent"]
+    urls = [str(message["params"]["request"]["url"]) for message in sent]
+    return [url for url in urls if not url.startswith(("file:", "data:", "about:"))]
 
 
-def stopwatch(driver: webdriver.Chrome) -> None:
-    """Notes in `took` how many milliseconds the page takes for each update, from ink to picture."""
+def time_updates(driver: webdriver.Chrome) -> None:
+    """Makes the page append the time of each update, in milliseconds, to `updateTimes`."""
     driver.execute_script("""
-        window.took = [];
-        const plain = update;
+        window.updateTimes = [];
+        const untimed = update;
         update = () => {
-          const before = performance.now();
-          plain();
-          took.push(performance.now() - before);
+          const start = performance.now();
+          untimed();
+          updateTimes.push(performance.now() - start);
         };
     """)
 
 
-def picture(driver: webdriver.Chrome, file: Path, colors: int = 128) -> None:
-    """Saves what is on the screen, in few enough colours to be small."""
-    with Image.open(io.BytesIO(driver.get_screenshot_as_png())) as shot:
-        few = shot.convert("RGB").quantize(colors, dither=Image.Dither.NONE)
-        few.save(file, optimize=True)
+def save_screenshot(driver: webdriver.Chrome, file: Path) -> None:
+    """Saves the screen as an image with few colours, which is a small file."""
+    with Image.open(io.BytesIO(driver.get_screenshot_as_png())) as screenshot:
+        reduced = screenshot.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        reduced.save(file, optimize=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the page of a run is worth, in a headless Chromium."""
+    """Measure the page of a run in a headless Chromium."""
 
     run: tyro.conf.Positional[Path]
-    """A run folder that train made, of MNIST."""
+    """A run folder that train made, for MNIST."""
     data_dir: Path | None = None
-    """Where the data are now, if they have moved since."""
+    """The folder of the data, if they have moved since."""
     images: int = 1000
     """How many test images the page reads."""
     results: Path | None = None
@@ -227,63 +219,81 @@ class Options:
 
 
 def main() -> None:
-    """Measures, says what came of it, and keeps the numbers and the pictures."""
+    """Measures, prints the result, and saves the numbers and the screenshots."""
     options = tyro.cli(Options)
     run = report.load_run(options.run)
     dataset = report.load_data(run, options.data_dir)
     images = dataset.test.images[: options.images]
     content = page.html(run, dataset).encode()
-    network = report.first_seed(run)
-    inputs = to_inputs(images)
-    expected, _ = run.recipe.model.apply(network.weights, network.model_state, inputs, None)
+    state, inputs = report.first_seed(run), to_inputs(images)
+    expected, _ = run.recipe.model.apply(state.weights, state.model_state, inputs, None)
     with tempfile.TemporaryDirectory() as folder, browser() as driver:
         file = Path(folder) / "page.html"
         file.write_bytes(content)
-        requests(driver)  # what the browser asked for by itself
+        requested_urls(driver)  # discards what the browser requested by itself
         driver.get(file.as_uri())
-        settle(driver)
+        wait_for_frames(driver)
         difference = float(np.abs(logits(driver, images) - np.asarray(expected)).max())
-        answers, took = {}, {}
+        answers, times = {}, {}
         for name, size, ratio in (("desktop", DESKTOP, 1), ("phone", PHONE, 2)):
             driver.refresh()
-            screen(driver, size, ratio)
-            stopwatch(driver)
-            answers[name] = []
-            for strokes in DIGITS.values():
-                draw(driver, strokes)
-                answers[name].append(answer(driver))
-            took[name] = np.round(driver.execute_script("return took"), 2).tolist()
-        asked = requests(driver)
+            set_screen(driver, size, ratio)
+            answers[name], times[name] = read_drawn_digits(driver)
+        urls = requested_urls(driver)
         if options.figures:
-            colours(driver, "dark")
-            draw(driver, DIGITS[5])
-            picture(driver, options.figures / "page-phone.png")
-            colours(driver, "light")
-            screen(driver, DESKTOP)
-            draw(driver, DIGITS[2])
-            busiest = "state.pass.values.at(-1)"
-            driver.execute_script(
-                f"choose(hidden.length - 1, {busiest}.indexOf(Math.max(...{busiest}))); leave()"
-            )
-            settle(driver)
-            picture(driver, options.figures / "page.png")
+            save_screenshots(driver, options.figures)
         chromium = driver.capabilities["browserVersion"]
-    right = sum(name == str(digit) for digit, name in enumerate(answers["desktop"]))
-    slowest = [np.median(took["desktop"]), np.quantile(took["desktop"], 0.95)]
+    n_correct = sum(name == str(digit) for digit, name in enumerate(answers["desktop"]))
+    median, slow = np.quantile(times["desktop"], [0.5, 0.95])
     claim = (
-        f"{1e6 * difference:.1f} millionths are the most by which a logit of the page differs from "
-        f"JAX's, n = {len(images):,} images"
+        f"The page's logits differ from JAX's by at most {1e6 * difference:.1f} millionths, "
+        f"n = {len(images):,} images"
     )
     print(
-        f"{claim}; {len(content) / 1e6:.2f} MB, {right} of 10 drawn digits read rightly, "
-        f"{slowest[0]:.1f} ms an update ({slowest[1]:.1f} ms or less of 95 %), "
-        f"{len(asked)} requests"
+        f"{claim}; {len(content) / 1e6:.2f} MB, {n_correct} of 10 drawn digits are read correctly, "
+        f"{median:.1f} ms an update ({slow:.1f} ms or less in 95 % of cases), {len(urls)} requests"
     )
     if options.results:
-        kept: dict[str, Any] = {"claim": claim, "difference": difference, "images": len(images)}
-        kept |= {"bytes": len(content), "answers": answers, "requests": asked}
-        kept |= {"milliseconds": took, "device": device_name(), "chromium": chromium}
-        options.results.write_text(json.dumps({**kept, "versions": versions()}) + "\n")
+        results = {
+            "claim": claim,
+            "difference": difference,
+            "images": len(images),
+            "bytes": len(content),
+            "answers": answers,
+            "requests": urls,
+            "milliseconds": times,
+            "device": device_name(),
+            "chromium": chromium,
+            "versions": versions(),
+        }
+        options.results.write_text(json.dumps(results) + "\n")
+
+
+def read_drawn_digits(driver: webdriver.Chrome) -> tuple[list[str], list[float]]:
+    """Draws the ten digits; the page's answers, and the milliseconds of each update."""
+    time_updates(driver)
+    answers = []
+    for strokes in DIGITS.values():
+        draw(driver, strokes)
+        answers.append(answer(driver))
+    return answers, np.round(driver.execute_script("return updateTimes"), 2).tolist()
+
+
+def save_screenshots(driver: webdriver.Chrome, folder: Path) -> None:
+    """Saves page-phone.png, in dark colours, and page.png with its most active unit selected."""
+    set_colour_scheme(driver, "dark")
+    draw(driver, DIGITS[5])
+    save_screenshot(driver, folder / "page-phone.png")
+    set_colour_scheme(driver, "light")
+    set_screen(driver, DESKTOP)
+    draw(driver, DIGITS[2])
+    driver.execute_script("""
+        const activations = state.pass.activations.at(-1);
+        select(hidden.length - 1, activations.indexOf(Math.max(...activations)));
+        stopPointing();
+    """)
+    wait_for_frames(driver)
+    save_screenshot(driver, folder / "page.png")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
-"""95.8 % of photos are read rightly where all is wrong with them, up to 98.4 % of plainer kinds.
+"""95.8 % of photos of the hardest kind are read correctly, and up to 98.4 % of the easier kinds.
 
-That is of each of eight kinds of photos of the first 1,000 test images, where 98.4 % of the images
-themselves are read rightly; a refusal counts as wrong, n = 1,000 a kind, one network. Of pages with
-two digits 99.9 % are refused, and of pages with none 95.3 %: in the rest a shadow is taken for ink.
+The eight kinds are photos of the first 1,000 test images, where 98.4 % of the images themselves are
+read correctly. A refusal counts as an error, n = 1,000 a kind, one network. Of pages with
+two digits 99.9 % are refused, and of pages with none 95.3 %: on the others, a shadow is taken for a
+digit.
 
     python experiments/studies/photos.py --results experiments/results/photos.json
 
 trains the default network and renders the digits 40 to 300 pixels long, anywhere on a page that is
-1.4 to 3.2 times as long and wide, or up to 12 times on an odd page. Rotated is by up to 15 degrees,
-shaded a lamp at one side and the soft shadow of a hand, noisy a sensor's noise of 5 to 25 grey
-values and JPEG, inverted light ink on dark. Beside it stands what the network reads when told
-exactly where the ink is: what is lost there the network loses, not the search for the digit. The
-constants of mnist_jax/ink.py were chosen on photos of the last 10,000 training images.
+1.4 to 3.2 times as long and wide, or up to 12 times on an odd page. Rotated digits are turned by up
+to 15 degrees. Shaded pages have a lamp at one side and the soft shadow of a hand. Noisy ones have a
+sensor's noise of 5 to 25 grey values and are saved as JPEG. Inverted digits are light on dark. The
+last column is the share that is read correctly where the exact strokes are known: those errors are
+the network's, and not the segmentation's. The constants of mnist_jax/serve/digit.py were chosen on
+photos of the last 10,000 training images.
 """
 
 import dataclasses
@@ -32,16 +34,16 @@ from mnist_jax.config import Config, InputError
 from mnist_jax.fit import fit
 from mnist_jax.runs import report
 from mnist_jax.runs.environment import device_name, versions
-from mnist_jax.serve.ink import centred, to_digit
+from mnist_jax.serve.digit import bounding_box, centre_by_mass, to_digit
 
 Digit = UInt8[np.ndarray, "28 28"]
 Photo = UInt8[np.ndarray, "rows columns"]
-Ink = Float[np.ndarray, "rows columns"]
+Page = Float[np.ndarray, "rows columns"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What is done to a digit before it is photographed, and by the camera."""
+    """What the page, the light and the camera do to a digit."""
 
     inverted: bool = False
     rotated: bool = False
@@ -58,36 +60,38 @@ KINDS = {
     "noisy": Look(noisy=True),
     "odd page": Look(odd_page=True),
     "all at once": Look(rotated=True, shaded=True, noisy=True, odd_page=True),
-    "all at once, inverted": Look(True, True, True, True, True),
+    "all at once, inverted": Look(
+        inverted=True, rotated=True, shaded=True, noisy=True, odd_page=True
+    ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How well photos of test digits are read."""
+    """Count how many photos of test digits are read correctly."""
 
     run: Path | None = None
-    """A run folder of the default network; without it one is trained."""
+    """A run folder; by default, the default network is trained."""
     data_dir: Path | None = None
-    """Folder with the MNIST files; without it they are downloaded."""
+    """Folder with the MNIST files; by default, they are downloaded."""
     images: int = 1000
-    """How many test images."""
+    """How many test images are photographed."""
     results: Path | None = None
     """A JSON file to write."""
 
 
-def page_of(digits: list[Digit], look: Look, random: np.random.Generator) -> Ink:
-    """Ink in [0, 1] on a page with room around `digits`, which stand side by side; none: bare."""
+def page_of(digits: list[Digit], look: Look, random: np.random.Generator) -> Page:
+    """A page with `digits` side by side, or a blank one: 0 is paper and 1 is a full stroke."""
     side = int(random.integers(56, 420))  # pixels that the 28 of an image become
-    drawn = []
+    pictures = []
     for digit in digits:
         angle = random.uniform(-15, 15) if look.rotated else 0.0
-        large = Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC)
-        large = large.rotate(angle, Image.Resampling.BICUBIC)
-        drawn.append(large.crop(large.point([0] * 61 + [255] * 195).getbbox()))
+        picture = Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC)
+        picture = picture.rotate(angle, Image.Resampling.BICUBIC)
+        pictures.append(picture.crop(picture.point([0] * 61 + [255] * 195).getbbox()))
     gap = round(side * random.uniform(0.2, 0.8))
-    width = sum(digit.width + gap for digit in drawn) - gap if drawn else side // 2
-    height = max((digit.height for digit in drawn), default=side // 2)
+    width = sum(picture.width + gap for picture in pictures) - gap if pictures else side // 2
+    height = max((picture.height for picture in pictures), default=side // 2)
     room = random.uniform(1.2, 3, 2)
     if look.odd_page:
         room[random.integers(2)] *= random.uniform(2, 4)
@@ -95,14 +99,14 @@ def page_of(digits: list[Digit], look: Look, random: np.random.Generator) -> Ink
     rim = side // 20
     left = int(random.integers(rim, page.width - width - rim + 1))
     top = int(random.integers(rim, page.height - height - rim + 1))
-    for digit in drawn:
-        page.paste(digit, (left, top))
-        left += digit.width + gap
+    for picture in pictures:
+        page.paste(picture, (left, top))
+        left += picture.width + gap
     return np.asarray(page) / 255
 
 
-def light_on(shape: tuple[int, int], random: np.random.Generator) -> Ink:
-    """A lamp at one side, up to three times as bright there, and the soft shadow of a hand."""
+def light_on(shape: tuple[int, int], random: np.random.Generator) -> Page:
+    """The light of a lamp at one side, up to three times as bright there, and a hand's shadow."""
     rows, columns = (np.arange(side) / side for side in shape)
     angle = random.uniform(0, 2 * np.pi)
     along = np.add.outer(np.cos(angle) * rows, np.sin(angle) * columns)
@@ -114,15 +118,15 @@ def light_on(shape: tuple[int, int], random: np.random.Generator) -> Ink:
     return lamp * (1 - random.uniform(0.2, 0.45) * inside)
 
 
-def photo_of(ink: Ink, look: Look, random: np.random.Generator) -> Photo:
-    """What a camera makes of a page."""
+def photo_of(page: Page, look: Look, random: np.random.Generator) -> Photo:
+    """A camera's photo of `page`."""
     dark, light = random.uniform(20, 80), random.uniform(180, 250)
     paper, pen = (dark, light) if look.inverted else (light, dark)
-    grey = paper + (pen - paper) * ink
+    grey = paper + (pen - paper) * page
     if look.shaded:
-        grey = grey * light_on(ink.shape, random)
+        grey = grey * light_on(page.shape, random)
     if look.noisy:
-        grey = grey + random.normal(0, random.uniform(5, 25), ink.shape)
+        grey = grey + random.normal(0, random.uniform(5, 25), page.shape)
     picture = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
     if not look.noisy:
         return np.asarray(picture)
@@ -131,16 +135,15 @@ def photo_of(ink: Ink, look: Look, random: np.random.Generator) -> Photo:
     return np.asarray(Image.open(stream))
 
 
-def true_digit(ink: Ink) -> Digit:
-    """The image that the network would see if all that is known of the ink were known to it."""
-    rows, columns = (np.flatnonzero((ink > 0.3).any(axis)) for axis in (1, 0))
-    return centred(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], (28, 28))
+def true_digit(page: Page) -> Digit:
+    """The image that the network would get if the strokes on `page` were known exactly."""
+    return centre_by_mass(page[bounding_box(page > 0.3)], (28, 28))
 
 
-def seen(picture: Photo) -> Digit | None:
-    """What predict hands to the network, None where it refuses."""
+def segmented(photo: Photo) -> Digit | None:
+    """The image that the command predict gives to the network, or None if it refuses the photo."""
     try:
-        return to_digit(picture, (28, 28))
+        return to_digit(photo, (28, 28))
     except InputError:
         return None
 
@@ -148,58 +151,59 @@ def seen(picture: Photo) -> Digit | None:
 def read(run: report.Run, images: list[Digit | None]) -> Int[np.ndarray, "n"]:
     """The network's answers, -1 for None."""
     blank = np.zeros((28, 28), np.uint8)
-    given = np.stack([blank if image is None else image for image in images])
-    labels = report.probabilities(run, given).argmax(axis=1)
+    inputs = np.stack([blank if image is None else image for image in images])
+    labels = report.probabilities(run, inputs).argmax(axis=1)
     return np.where([image is None for image in images], -1, labels)
 
 
 def measure(run: report.Run, test: data.Examples, images: int) -> dict[str, Any]:
-    """How many of the first `images` are read rightly and refused, kind by kind."""
+    """How many photos of the first `images` are read correctly and refused, for each kind."""
     digits, labels = np.asarray(test.images)[:images], np.asarray(test.labels)[:images]
-    found: dict[str, Any] = {"images": len(digits), "kinds": {}, "refused_pages": {}}
-    found["plain_right"] = int((read(run, list(digits)) == labels).sum())
+    results: dict[str, Any] = {"images": len(digits), "kinds": {}, "refused_pages": {}}
+    results["plain_right"] = int((read(run, list(digits)) == labels).sum())
     for number, (kind, look) in enumerate(KINDS.items()):
-        photos, true = [], []
-        for place, digit in enumerate(digits):
-            random = np.random.default_rng([place, number])
-            ink = page_of([digit], look, random)
-            photos.append(seen(photo_of(ink, look, random)))
-            true.append(true_digit(ink))
-        found["kinds"][kind] = {
+        photos, true_digits = [], []
+        for index, digit in enumerate(digits):
+            random = np.random.default_rng([index, number])
+            page = page_of([digit], look, random)
+            photos.append(segmented(photo_of(page, look, random)))
+            true_digits.append(true_digit(page))
+        results["kinds"][kind] = {
             "right": int((read(run, photos) == labels).sum()),
             "refused": sum(image is None for image in photos),
-            "true_ink_right": int((read(run, true) == labels).sum()),
+            "true_ink_right": int((read(run, true_digits) == labels).sum()),
         }
-        print(kind, found["kinds"][kind], file=sys.stderr, flush=True)
+        print(kind, results["kinds"][kind], file=sys.stderr, flush=True)
     for number, (name, count) in enumerate({"two digits": 2, "no digit": 0}.items()):
         refused = 0
-        for place in range(len(digits)):
-            random = np.random.default_rng([place, number, len(KINDS)])
-            look = list(KINDS.values())[place % len(KINDS)]
-            chosen = digits[random.permutation(len(digits))[:count]]
-            refused += seen(photo_of(page_of(list(chosen), look, random), look, random)) is None
-        found["refused_pages"][name] = refused
-    return found
+        for index in range(len(digits)):
+            random = np.random.default_rng([index, number, len(KINDS)])
+            look = list(KINDS.values())[index % len(KINDS)]
+            sample = digits[random.permutation(len(digits))[:count]]
+            page = page_of(list(sample), look, random)
+            refused += segmented(photo_of(page, look, random)) is None
+        results["refused_pages"][name] = refused
+    return results
 
 
-def table(found: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    n = found["images"]
+def table(results: dict[str, Any]) -> str:
+    """The results as a Markdown table."""
+    n = results["images"]
     lines = [
         f"| photos of {n:,} test images | read rightly | refused | with the true ink |",
         "|---|---|---|---|",
-        f"| plain, the 28 x 28 image itself | {found['plain_right'] / n:.1%} | 0 | |",
+        f"| plain, the 28 x 28 image itself | {results['plain_right'] / n:.1%} | 0 | |",
     ]
-    for kind, counts in found["kinds"].items():
+    for kind, counts in results["kinds"].items():
         right, true = counts["right"] / n, counts["true_ink_right"] / n
         lines.append(f"| {kind} | {right:.1%} | {counts['refused']} | {true:.1%} |")
-    for name, refused in found["refused_pages"].items():
+    for name, refused in results["refused_pages"].items():
         lines.append(f"| {name} on the page | | {refused} ({refused / n:.1%}) | |")
     return "\n".join(lines).replace("%", " %")
 
 
 def main() -> None:
-    """Trains or loads the network, measures, prints the table and keeps the numbers."""
+    """Trains or loads the network, measures, prints the table and saves the numbers."""
     options = tyro.cli(Options)
     try:
         dataset = data.load("mnist", options.data_dir)
@@ -212,11 +216,11 @@ def main() -> None:
             raise InputError(f"--images {options.images} cannot be used: it takes 2 to 10000")
     except InputError as error:
         sys.exit(f"photos.py: {error}")
-    found = measure(run, dataset.test, options.images)
-    found |= {"device": device_name(), "versions": versions()}
-    print(table(found))
+    results = measure(run, dataset.test, options.images)
+    results |= {"device": device_name(), "versions": versions()}
+    print(table(results))
     if options.results:
-        options.results.write_text(json.dumps(found, indent=1) + "\n")
+        options.results.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

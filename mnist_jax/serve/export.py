@@ -1,13 +1,13 @@
-"""A trained network as a file for programs that do not know this one.
+"""A trained network as a file for other programs: StableHLO, ONNX or safetensors.
 
-StableHLO is the function that the run itself evaluates, compiled where it is loaded. ONNX and
-safetensors hold the dense layers, with batch normalisation folded in, and in their metadata what
-else it takes to use them. All three are of the network of a run's first seed.
+A StableHLO file has the function with which the run itself is evaluated. The other two have the
+dense layers, into which batch normalisation is folded, and metadata that say how to apply them.
+Each file has the network of the run's first seed.
 """
 
+import importlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import jax
 import jax.export
@@ -21,12 +21,8 @@ from mnist_jax.runs.report import Run, dense_layers, first_seed
 from mnist_jax.train import Logits
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-
-OPSET = 20
-"""Of ONNX' operators the first version with GELU; ONNX Runtime has it since 1.17."""
-
-MOST_NUMBERS = 500_000_000
-"""Weights and biases of the largest network in StableHLO or ONNX, whose files end at 2 GiB."""
+OPSET = 20  # the first version of ONNX's operators with GELU; ONNX Runtime has it since 1.17
+MAX_WEIGHTS = 500_000_000  # with biases; StableHLO and ONNX files cannot be larger than 2 GiB
 
 ACTIVATIONS: dict[Activation, tuple[str, str]] = {
     "relu": ("Relu", "np.maximum(x, 0)"),
@@ -34,24 +30,24 @@ ACTIVATIONS: dict[Activation, tuple[str, str]] = {
     "elu": ("Elu", "np.where(x > 0, x, np.expm1(np.minimum(x, 0)))"),
     "selu": ("Selu", "1.05070099 * np.where(x > 0, x, 1.67326324 * np.expm1(np.minimum(x, 0)))"),
     "gelu": ("Gelu", "x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))"),
-    "silu": ("Sigmoid", "x / 2 * (1 + np.tanh(x / 2))"),  # of ONNX' Sigmoid the product with x
+    "silu": ("Sigmoid", "x / 2 * (1 + np.tanh(x / 2))"),  # in ONNX as x * Sigmoid(x)
     "softplus": ("Softplus", "np.logaddexp(x, 0)"),
     "sigmoid": ("Sigmoid", "(1 + np.tanh(x / 2)) / 2"),
     "tanh": ("Tanh", "np.tanh(x)"),
 }
-"""What `jax.nn` computes, as an operator of ONNX and in NumPy."""
+"""The functions of `jax.nn`, as operators of ONNX and as NumPy expressions."""
 
 
 def to_stablehlo(run: Run) -> bytes:
-    """For `jax.export.deserialize`: uint8 images (n, height, width) -> float32 logits (n, classes).
+    """A function for `jax.export.deserialize`, which runs on a CPU, a CUDA GPU or a TPU.
 
-    n may be any number from 1, and the device a CPU, a CUDA GPU or a TPU.
+    It maps uint8 images (n, height, width) to float32 logits (n, classes), for any n from 1.
 
     Raises:
         InputError: the network diverged or is too large.
     """
     _require_size(run, dense_layers(run), "StableHLO")
-    state = jax.device_get(first_seed(run))  # the file is for any device, not the one it is on
+    state = jax.device_get(first_seed(run))  # or the file would name the device it is on
 
     @jax.jit
     def logits(images: Images) -> Logits:
@@ -61,8 +57,12 @@ def to_stablehlo(run: Run) -> bytes:
     height, width = run.image_shape
     shape = jax.export.symbolic_shape(f"n, {height}, {width}")
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    with _without_source_files():
+    limit = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # no paths of source files
+    try:
         return bytes(jax.export.export(logits, platforms=PLATFORMS)(images).serialize())
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", limit)
 
 
 def to_onnx(run: Run) -> bytes:
@@ -71,30 +71,30 @@ def to_onnx(run: Run) -> bytes:
     Raises:
         InputError: the package onnx is missing, or the network diverged or is too large.
     """
-    try:
-        from onnx import TensorProto, checker, helper, numpy_helper
-    except ImportError as error:
-        raise _missing("onnx", error) from None
+    _require_package("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
     layers = dense_layers(run)
     _require_size(run, layers, "ONNX")
-    activation, node = run.config.activation, helper.make_node
+    make_node = helper.make_node
     nodes = [
-        node("Cast", ["images"], ["grey"], to=TensorProto.FLOAT),
-        node("Div", ["grey", "white"], ["scaled"]),
-        node("Flatten", ["scaled"], ["inputs"]),
+        make_node("Cast", ["images"], ["grey"], to=TensorProto.FLOAT),
+        make_node("Div", ["grey", "white"], ["scaled"]),
+        make_node("Flatten", ["scaled"], ["inputs"]),
     ]
+    operator, _ = ACTIVATIONS[run.config.activation]
+    options = {"approximate": "tanh"} if operator == "Gelu" else {}
     x = "inputs"
-    for i in range(len(layers)):
-        z = f"{i}.sum" if i + 1 < len(layers) else "logits"
-        nodes.append(node("Gemm", [x, f"{i}.kernel", f"{i}.bias"], [z]))
-        if z == "logits":
-            break
-        x = f"{i}.{activation}"
-        operator, y = ACTIVATIONS[activation][0], x if activation != "silu" else f"{i}.sigmoid"
-        options = {"approximate": "tanh"} if activation == "gelu" else {}
-        nodes.append(node(operator, [z], [y], **options))
-        if activation == "silu":
-            nodes.append(node("Mul", [z, y], [x]))
+    for i in range(len(layers) - 1):
+        z, y = f"{i}.sum", f"{i}.{operator}"
+        nodes.append(make_node("Gemm", [x, f"{i}.kernel", f"{i}.bias"], [z]))
+        nodes.append(make_node(operator, [z], [y], **options))
+        x = y
+        if run.config.activation == "silu":
+            x = f"{i}.Silu"
+            nodes.append(make_node("Mul", [z, y], [x]))
+    last = len(layers) - 1
+    nodes.append(make_node("Gemm", [x, f"{last}.kernel", f"{last}.bias"], ["logits"]))
     arrays = {"white": np.array(255, np.float32), **_arrays(layers)}
     graph = helper.make_graph(
         nodes,
@@ -104,11 +104,10 @@ def to_onnx(run: Run) -> bytes:
         [numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )
     opsets = [helper.make_opsetid("", OPSET)]
-    # Not the newest format that onnx knows, which an older runtime refuses.
+    # Not the newest format that this version of onnx can write: older runtimes refuse that.
     version = helper.find_min_ir_version_for(opsets)
     model = helper.make_model(graph, opset_imports=opsets, ir_version=version)
-    helper.set_model_props(model, _about(run))
-    checker.check_model(model, full_check=True)
+    helper.set_model_props(model, _metadata(run))
     return model.SerializeToString()
 
 
@@ -118,11 +117,10 @@ def to_safetensors(run: Run) -> bytes:
     Raises:
         InputError: the package safetensors is missing, or the network diverged.
     """
-    try:
-        from safetensors.numpy import save
-    except ImportError as error:
-        raise _missing("safetensors", error) from None
-    return save(_arrays(dense_layers(run)), _about(run))
+    _require_package("safetensors")
+    from safetensors.numpy import save
+
+    return save(_arrays(dense_layers(run)), _metadata(run))
 
 
 FORMATS: dict[str, tuple[Callable[[Run], bytes], str]] = {
@@ -130,30 +128,19 @@ FORMATS: dict[str, tuple[Callable[[Run], bytes], str]] = {
     "onnx": (to_onnx, "onnxruntime.InferenceSession({})"),
     "safetensors": (to_safetensors, "safetensors.numpy.load_file({})"),
 }
-"""The content of a file in each format, and the call that loads the file."""
-
-
-@contextmanager
-def _without_source_files() -> Iterator[None]:
-    """Keeps JAX from noting in programs where on this machine their source is."""
-    before = jax.config.jax_traceback_in_locations_limit
-    jax.config.update("jax_traceback_in_locations_limit", 0)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_traceback_in_locations_limit", before)
+"""For each format, the function that makes the file's content and the call that loads the file."""
 
 
 def _arrays(layers: tuple[Layer, ...]) -> dict[str, np.ndarray]:
     return {
-        f"{i}.{name}": np.ascontiguousarray(array)  # safetensors writes memory as it lies
+        f"{i}.{name}": np.ascontiguousarray(array)  # safetensors ignores strides
         for i, layer in enumerate(layers)
         for name, array in layer._asdict().items()
     }
 
 
-def _about(run: Run) -> dict[str, str]:
-    """What it takes to use the arrays of `run`, lists as JSON."""
+def _metadata(run: Run) -> dict[str, str]:
+    """How to apply the arrays of `run`; lists are JSON."""
     return {
         "inputs": "x = images.reshape(len(images), -1) / 255",
         "layers": "x = activation(x @ kernel + bias), without the activation in the last one",
@@ -164,14 +151,17 @@ def _about(run: Run) -> dict[str, str]:
     }
 
 
-def _require_size(run: Run, layers: tuple[Layer, ...], name: str) -> None:
-    numbers = sum(array.size for layer in layers for array in layer)
-    if numbers > MOST_NUMBERS:
+def _require_size(run: Run, layers: tuple[Layer, ...], format_name: str) -> None:
+    size = sum(array.size for layer in layers for array in layer)
+    if size > MAX_WEIGHTS:
         raise InputError(
-            f"{run.path} has {numbers:,} weights; {name} holds {MOST_NUMBERS:,}; "
+            f"{run.path} has {size:,} weights; {format_name} takes at most {MAX_WEIGHTS:,}; "
             "choose --format safetensors"
         )
 
 
-def _missing(package: str, error: ImportError) -> InputError:
-    return InputError(f"--format {package} needs {package} ({error}): pip install {package}")
+def _require_package(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f"--format {name} needs {name} ({error}): pip install {name}") from None

@@ -1,9 +1,7 @@
-"""A picture file becomes grey values, whatever it may be."""
+"""Reads a picture file as an array of grey values."""
 
 import contextlib
-import logging
 import os
-import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,80 +12,54 @@ from PIL import Image, ImageOps
 
 from mnist_jax.config import InputError
 
+# Pillow decodes these itself. For some other formats, such as EPS, it runs another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""Plain pixels. Pillow has other programs read some of the rest, as Ghostscript EPS."""
-
-LARGEST_FILE = 100_000_000
-"""Bytes; a larger file is not opened."""
-
-LARGEST_PHOTO = 60_000_000
-"""Pixels; a larger picture is refused before it is unpacked.
-
-Reading one takes less than a gigabyte of memory.
-"""
-
-TILE = 1024
-"""Pixels along a side of what is made grey at once: the steps between take many times as much."""
+MAX_PIXELS = 60_000_000  # which take less than a gigabyte of memory to read
 
 
 def read_photo(file: Path) -> UInt8[np.ndarray, "rows columns"]:
-    """The grey values of a PNG, JPEG or other picture file, upright, on white where transparent.
+    """The grey values of a PNG, JPEG or other picture, upright; transparent pixels become white.
 
     Raises:
-        InputError: the file is missing, no picture, damaged or too large.
+        InputError: the file is missing, damaged, too large or not a picture.
     """
-    Image.MAX_IMAGE_PIXELS = None  # in favour of the check below, which warns nobody
     try:
-        about = file.stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise ValueError("it is no plain file")
-        if about.st_size > LARGEST_FILE:
-            raise ValueError(f"it has more than {LARGEST_FILE:,} bytes")
-        with _quiet(), Image.open(file, formats=FORMATS) as picture:
-            if picture.width * picture.height > LARGEST_PHOTO:
-                raise InputError(
-                    f"{file} has {picture.width} x {picture.height} pixels; "
-                    f"it takes at most {LARGEST_PHOTO:,}: scale it down"
-                )
+        if file.exists() and not file.is_file():  # such as a named pipe, which would never answer
+            raise ValueError("it is not a regular file")
+        with _silence(), Image.open(file, formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"it has {picture.width} x {picture.height} pixels")
             ImageOps.exif_transpose(picture, in_place=True)
-            grey = np.empty((picture.height, picture.width), np.uint8)
-            for top in range(0, picture.height, TILE):
-                for left in range(0, picture.width, TILE):
-                    part = np.s_[top : top + TILE, left : left + TILE]
-                    height, width = grey[part].shape
-                    grey[part] = _grey(picture.crop((left, top, left + width, top + height)))
-            return grey
-    except InputError:
-        raise
+            return _to_grey(picture)
     except FileNotFoundError:
         raise InputError(f"{file} does not exist; check the name") from None
-    except Exception as error:  # Pillow's decoders raise many kinds on a damaged file
-        shown = " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # Pillow's decoders raise many types on a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{file} cannot be read as a picture ({shown}); it takes a PNG or JPEG file"
+            f"{file} cannot be read as a picture ({reason}); "
+            f"use a PNG or JPEG file of at most {MAX_PIXELS:,} pixels"
         ) from None
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps decoders from printing what they stumble over; libtiff writes to the descriptor."""
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    with (
-        warnings.catch_warnings(action="ignore"),
-        Path(os.devnull).open("w") as nowhere,
-        os.fdopen(os.dup(2), "w") as errors,
-    ):
-        os.dup2(nowhere.fileno(), 2)
+def _silence() -> Iterator[None]:
+    """Hides warnings, and what libtiff writes to the file descriptor of standard error."""
+    stderr = os.dup(2)
+    with warnings.catch_warnings(action="ignore"), Path(os.devnull).open("w") as devnull:
+        os.dup2(devnull.fileno(), 2)
         try:
             yield
         finally:
-            os.dup2(errors.fileno(), 2)
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
-def _grey(picture: Image.Image) -> UInt8[np.ndarray, "rows columns"]:
-    if picture.mode.startswith("I"):  # 16 bits a pixel, which convert would cut off
-        return (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+def _to_grey(picture: Image.Image) -> UInt8[np.ndarray, "rows columns"]:
+    if picture.mode.startswith("I"):  # 16 bits a pixel, which convert would clip
+        return (np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8)
     if picture.has_transparency_data:
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+        picture = picture.convert("RGBA")
+        grey = Image.new("L", picture.size, "white")
+        grey.paste(picture.convert("L"), mask=picture.getchannel("A"))
+        return np.asarray(grey)
     return np.asarray(picture.convert("L"))

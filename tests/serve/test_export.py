@@ -1,4 +1,4 @@
-"""Exported networks, loaded by programs that do not know this one."""
+"""Exported networks, loaded without this package."""
 
 import json
 import pathlib
@@ -35,7 +35,7 @@ TOLERANCE = {"rtol": 0, "atol": 3e-5}  # of logits up to 21, whose last bit is w
 
 @pytest.fixture(scope="module", params=["the default network", "other ingredients"])
 def trained(request, mnist, mnist_dir, tmp_path_factory) -> Run:
-    """A network after an epoch."""
+    """A network that was trained for one epoch."""
     options = {}
     if request.param == "other ingredients":
         options = {"hidden": (96, 64), "activation": "gelu", "batch_norm": True}
@@ -46,7 +46,7 @@ def trained(request, mnist, mnist_dir, tmp_path_factory) -> Run:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Run:
-    """A run that takes no time."""
+    """A tiny run."""
     train_images, train_labels, images, labels = tiny_arrays()
     arrays = {"x_train": train_images, "y_train": train_labels, "x_test": images, "y_test": labels}
     folder = tmp_path_factory.mktemp("data")
@@ -56,7 +56,7 @@ def small(tmp_path_factory) -> Run:
 
 
 def logits_of(run: Run, images: np.ndarray) -> np.ndarray:
-    """What the run itself answers."""
+    """The logits of the run itself."""
     return np.asarray(train.predict(run.recipe, report.first_seed(run), images))
 
 
@@ -69,11 +69,11 @@ def with_onnx(content: bytes, images: np.ndarray) -> np.ndarray:
 
 
 def with_safetensors(content: bytes, images: np.ndarray) -> np.ndarray:
-    """As a reader would who has nothing but the file and NumPy."""
-    arrays, about = safetensors.numpy.load(content), metadata(content)
+    """The logits for someone who has only the file and NumPy."""
+    arrays, formula = safetensors.numpy.load(content), metadata(content)["activation_formula"]
     x = images.reshape(len(images), -1) / 255
     for i in range(len(arrays) // 2):
-        x = x if i == 0 else eval(about["activation_formula"], {"np": np, "x": x})
+        x = x if i == 0 else eval(formula, {"np": np, "x": x})
         x = x @ arrays[f"{i}.kernel"] + arrays[f"{i}.bias"]
     return x
 
@@ -82,33 +82,35 @@ RUNTIMES = {"stablehlo": with_stablehlo, "onnx": with_onnx, "safetensors": with_
 
 
 def metadata(content: bytes) -> dict[str, str]:
-    size = int.from_bytes(content[:8], "little")  # of the header, by the format's description
+    size = int.from_bytes(content[:8], "little")  # the header's size, by the format's specification
     return json.loads(content[8 : 8 + size])["__metadata__"]
 
 
-# The whole way: the command, then the lines of the README in a process without the package
+# The command, then the lines of the README in a process without this package
 
 
-def served(file: Path, images: np.ndarray, block: str) -> np.ndarray:
-    """The logits that `block` computes in a process of its own; RUN is the folder of `file`."""
-    given, computed = file.with_name("images.npy"), file.with_name("logits.npy")
-    np.save(given, images)
+def logits_of_block(file: Path, images: np.ndarray, block: str) -> np.ndarray:
+    """The logits that `block` computes in a new process; RUN in it is the folder of `file`."""
+    inputs, outputs = file.with_name("images.npy"), file.with_name("logits.npy")
+    np.save(inputs, images)
     code = (
         "import sys\n"
         "import numpy as np\n"
-        f"images = np.load({str(given)!r})\n"
+        f"images = np.load({str(inputs)!r})\n"
         f"{block.replace('RUN', str(file.parent))}"
-        f"np.save({str(computed)!r}, logits)\n"
+        f"np.save({str(outputs)!r}, logits)\n"
         "assert 'mnist_jax' not in sys.modules\n"
     )
     command = [sys.executable, "-I", "-W", "error", "-c", code]
-    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return np.load(computed)
+    result = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return np.load(outputs)
 
 
 @pytest.mark.parametrize("name", export.FORMATS)
-def test_all_test_images_are_read_as_by_the_run(name, trained, mnist, tmp_path, capsys):
+def test_all_test_images_get_the_same_answers_as_from_the_run(
+    name, trained, mnist, tmp_path, capsys
+):
     file = tmp_path / f"model.{name}"
     code, _, err = call(capsys, "export", trained.path, "--format", name, "--out", file)
     assert (code, err) == (0, "")
@@ -116,7 +118,7 @@ def test_all_test_images_are_read_as_by_the_run(name, trained, mnist, tmp_path, 
     if trained.config.activation == "gelu":  # the README's lines are for ReLU
         formula = export.ACTIVATIONS["gelu"][1].replace("x", "logits")
         block = block.replace("logits.clip(0)", formula)
-    logits = served(file, mnist.test.images, block)
+    logits = logits_of_block(file, mnist.test.images, block)
     expected = logits_of(trained, mnist.test.images)
     assert logits.shape == (10_000, 10)
     np.testing.assert_array_equal(logits.argmax(1), expected.argmax(1))
@@ -124,7 +126,7 @@ def test_all_test_images_are_read_as_by_the_run(name, trained, mnist, tmp_path, 
 
 
 @pytest.mark.parametrize("name", export.FORMATS)
-def test_the_command_says_how_to_load_what_it_wrote(name, small, capsys):
+def test_the_command_prints_how_to_load_the_file(name, small, capsys):
     code, out, err = call(capsys, "export", small.path, "--format", name)
     assert (code, err) == (0, "")
     file, load = re.fullmatch(r"(\S+) \(0\.\d\d MB\): load it with (.*)\n", out).groups()
@@ -133,7 +135,7 @@ def test_the_command_says_how_to_load_what_it_wrote(name, small, capsys):
     assert eval(load, {"pathlib": pathlib, **modules})
 
 
-# Each format, beside the run
+# Each format, compared with the run
 
 
 @pytest.mark.parametrize("name", export.FORMATS)
@@ -157,7 +159,7 @@ def test_any_number_of_images_of_any_shape(hidden, name):
         np.testing.assert_allclose(logits, logits_of(run, images), **TOLERANCE)
 
 
-def test_stablehlo_is_for_three_platforms_and_does_not_tell_where_it_was_made():
+def test_stablehlo_is_for_three_platforms_and_has_no_source_paths():
     run, _ = untrained(hidden=(5,))
     limit = jax.config.jax_traceback_in_locations_limit
     content = export.to_stablehlo(run)
@@ -171,9 +173,10 @@ def test_stablehlo_is_for_three_platforms_and_does_not_tell_where_it_was_made():
     assert jax.config.jax_traceback_in_locations_limit == limit
 
 
-def test_onnx_is_plain_and_old_enough():
+def test_onnx_has_the_expected_operators_and_versions():
     run, _ = untrained(hidden=(5,), activation="gelu")
     model = onnx.load_from_string(export.to_onnx(run))
+    onnx.checker.check_model(model, full_check=True)
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 20)]
     assert model.ir_version == 9  # what ONNX Runtime 1.17 reads
     operators = ["Cast", "Div", "Flatten", "Gemm", "Gelu", "Gemm"]
@@ -187,11 +190,10 @@ def test_onnx_is_plain_and_old_enough():
         assert (tensor.type.tensor_type.elem_type, sizes) == (kind, shape)
 
 
-def test_safetensors_and_onnx_say_what_else_it_takes():
+def test_safetensors_and_onnx_have_metadata():
     run, _ = untrained((3, 2), ("a", "ü", '"'), hidden=(5, 4), activation="tanh")
     content = export.to_safetensors(run)
-    about = metadata(content)
-    assert about == {
+    expected = {
         "inputs": "x = images.reshape(len(images), -1) / 255",
         "layers": "x = activation(x @ kernel + bias), without the activation in the last one",
         "activation": "tanh",
@@ -199,14 +201,15 @@ def test_safetensors_and_onnx_say_what_else_it_takes():
         "image_shape": "[3, 2]",
         "class_names": json.dumps(["a", "ü", '"']),
     }
+    assert metadata(content) == expected
     network = onnxruntime.InferenceSession(export.to_onnx(run))
-    assert network.get_modelmeta().custom_metadata_map == about
+    assert network.get_modelmeta().custom_metadata_map == expected
     shapes = {name: array.shape for name, array in safetensors.numpy.load(content).items()}
     kernels = {"0.kernel": (6, 5), "1.kernel": (5, 4), "2.kernel": (4, 3)}
     assert shapes == {**kernels, "0.bias": (5,), "1.bias": (4,), "2.bias": (3,)}
 
 
-# What cannot be
+# Bad input
 
 
 @pytest.mark.parametrize(
@@ -249,10 +252,10 @@ def test_a_network_that_diverged_is_refused(name):
 
 
 def test_a_network_too_large_is_refused(monkeypatch):
-    monkeypatch.setattr(export, "MOST_NUMBERS", 1000)
+    monkeypatch.setattr(export, "MAX_WEIGHTS", 1000)
     run, _ = untrained(hidden=(3,))
     for encode, name in ((export.to_stablehlo, "StableHLO"), (export.to_onnx, "ONNX")):
-        expected = rf"has 2,395 weights; {name} holds 1,000; choose --format safetensors$"
+        expected = rf"has 2,395 weights; {name} takes at most 1,000; choose --format safetensors$"
         with pytest.raises(InputError, match=expected):
             encode(run)
     assert len(export.to_safetensors(run)) > 4 * 2395

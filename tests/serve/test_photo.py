@@ -8,12 +8,12 @@ from PIL import Image
 
 from mnist_jax.config import InputError
 from mnist_jax.serve import photo
-from mnist_jax.serve.ink import to_digit
+from mnist_jax.serve.digit import to_digit
 from mnist_jax.serve.photo import read_photo
 from tests.conftest import drawn
 
 
-def test_files_give_their_grey_values(tmp_path):
+def test_grey_values_of_several_modes(tmp_path):
     grey = np.random.default_rng(0).integers(0, 256, (9, 7), np.uint8)
     Image.fromarray(grey).save(tmp_path / "grey.png")
     np.testing.assert_array_equal(read_photo(tmp_path / "grey.png"), grey)
@@ -25,13 +25,13 @@ def test_files_give_their_grey_values(tmp_path):
     np.testing.assert_array_equal(read_photo(tmp_path / "bits.png"), 255 * (grey > 128))
 
 
-def test_transparent_is_white(tmp_path):
+def test_transparent_pixels_become_white(tmp_path):
     pixels = np.zeros((4, 4, 4), np.uint8)
-    pixels[1, 1, 3] = 255  # one black dot on nothing
+    pixels[1, 1, 3] = 255  # one black pixel, the rest is transparent
     Image.fromarray(pixels).save(tmp_path / "drawing.png")
-    found = read_photo(tmp_path / "drawing.png")
-    assert found[1, 1] == 0
-    assert (found == 255).sum() == 15
+    grey = read_photo(tmp_path / "drawing.png")
+    assert grey[1, 1] == 0
+    assert (grey == 255).sum() == 15
 
 
 def test_a_phone_photo_is_turned_upright(tmp_path):
@@ -42,7 +42,7 @@ def test_a_phone_photo_is_turned_upright(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n broken"])
-def test_no_picture_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_picture_is_refused(tmp_path, content):
     file = tmp_path / "file.png"
     file.write_bytes(content)
     with pytest.raises(InputError, match=r"file.png cannot be read as a picture"):
@@ -64,33 +64,33 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
         read_photo(tmp_path)
 
 
-def test_a_picture_of_absurd_size_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(photo, "LARGEST_PHOTO", 100)
+def test_a_picture_with_too_many_pixels_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(photo, "MAX_PIXELS", 100)
     Image.fromarray(drawn()).save(tmp_path / "bomb.png")
-    with pytest.raises(InputError, match="200 x 280 pixels"):
+    expected = r"\(it has 200 x 280 pixels\); use a PNG or JPEG file of at most 100 pixels"
+    with pytest.raises(InputError, match=expected):
         read_photo(tmp_path / "bomb.png")
-    monkeypatch.setattr(photo, "LARGEST_FILE", 100)
-    with pytest.raises(InputError, match="it has more than 100 bytes"):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # far above it, Pillow itself refuses
+    with pytest.raises(InputError, match=r"cannot be read as a picture \(Image size"):
         read_photo(tmp_path / "bomb.png")
 
 
-def test_a_large_picture_is_made_grey_part_by_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(photo, "TILE", 16)
+def test_half_transparent_pixels_are_blended_with_white(tmp_path):
     random = np.random.default_rng(0)
     grey, alpha = random.integers(0, 256, (2, 50, 37), np.uint8)
     Image.fromarray(np.dstack([grey, grey, grey, alpha])).save(tmp_path / "page.png")
-    share = alpha / 255
-    expected = share * grey + (1 - share) * 255  # over white
+    opacity = alpha / 255
+    expected = opacity * grey + (1 - opacity) * 255
     assert np.abs(read_photo(tmp_path / "page.png") - expected).max() < 1.01
     Image.fromarray(grey).save(tmp_path / "page.gif", transparency=7)
     expected = np.where(grey == 7, 255, grey)
     np.testing.assert_array_equal(read_photo(tmp_path / "page.gif"), expected)
 
 
-def test_what_is_no_plain_file_is_not_opened(tmp_path):
-    """It would be waited for, or run a program: Pillow hands EPS to Ghostscript."""
+def test_pipes_and_eps_files_are_not_opened(tmp_path):
+    """A read from the pipe would never end, and Pillow would run Ghostscript for EPS."""
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(InputError, match="it is no plain file"):
+    with pytest.raises(InputError, match="it is not a regular file"):
         read_photo(tmp_path / "pipe.png")
     Image.fromarray(drawn()).save(tmp_path / "page.eps")
     with pytest.raises(InputError, match="cannot identify image file"):
@@ -98,13 +98,13 @@ def test_what_is_no_plain_file_is_not_opened(tmp_path):
 
 
 def files():
-    """A small picture in many formats, as bytes."""
+    """The bytes of a small picture in many formats."""
     grey = Image.fromarray(drawn(60, 50, 10, 20, 40, 8))
-    colour, few = grey.convert("RGB"), grey.convert("1")
+    colour, binary = grey.convert("RGB"), grey.convert("1")
     deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "maker"
-    for name, (picture, form, options) in {
+    for name, (picture, format_name, options) in {
         "PNG": (grey.convert("RGBA"), "PNG", {"exif": exif}),
         "16 bits": (deep, "PNG", {}),
         "JPEG": (colour, "JPEG", {"exif": exif}),
@@ -113,16 +113,16 @@ def files():
         "BMP": (grey, "BMP", {}),
         "TIFF": (colour, "TIFF", {"exif": exif}),
         "LZW": (colour, "TIFF", {"compression": "tiff_lzw"}),
-        "fax": (few, "TIFF", {"compression": "group4"}),
+        "fax": (binary, "TIFF", {"compression": "group4"}),
         "WEBP": (colour, "WEBP", {"exif": exif}),
     }.items():
         stream = io.BytesIO()
-        picture.save(stream, form, **options)
+        picture.save(stream, format_name, **options)
         yield pytest.param(stream.getvalue(), id=name)
 
 
 @pytest.mark.parametrize("content", list(files()))
-def test_a_damaged_file_is_refused_in_one_line_or_read(tmp_path, capfd, content):
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, capfd, content):
     random = np.random.default_rng(0)
     file = tmp_path / "picture"
     file.write_bytes(content)
@@ -131,14 +131,14 @@ def test_a_damaged_file_is_refused_in_one_line_or_read(tmp_path, capfd, content)
         damaged = bytearray(
             content[: random.integers(len(content)) if random.random() < 0.3 else None]
         )
-        for place in random.integers(0, max(1, len(damaged)), min(len(damaged), 3)):
-            damaged[place] ^= 1 << random.integers(8)
+        for position in random.integers(0, max(1, len(damaged)), min(len(damaged), 3)):
+            damaged[position] ^= 1 << random.integers(8)
         file.write_bytes(damaged)
-        with warnings.catch_warnings(record=True, action="always") as heard:
+        with warnings.catch_warnings(record=True, action="always") as caught:
             try:
                 to_digit(read_photo(file), (28, 28))
             except InputError as error:
                 assert "\n" not in str(error)  # noqa: PT017
-        assert not heard
-    os.write(2, b"and whatever comes after it is heard")
-    assert capfd.readouterr() == ("", "and whatever comes after it is heard")
+        assert not caught
+    os.write(2, b"and later messages appear")
+    assert capfd.readouterr() == ("", "and later messages appear")
