@@ -14,9 +14,9 @@ from mnist_jax import data, population
 from mnist_jax.config import unusable
 from mnist_jax.data import Dataset, Examples
 from mnist_jax.data.shards import Feed
-from mnist_jax.explain import inside
+from mnist_jax.explain import analysis
 from mnist_jax.explain import plots as explain_plots
-from mnist_jax.explain.inside import Network
+from mnist_jax.explain.analysis import Network
 from mnist_jax.model import Layer, layers
 from mnist_jax.preprocess import Inputs, Labels
 from mnist_jax.progress import bar, is_live, say
@@ -109,7 +109,7 @@ def figures(run: Run, dataset: Dataset, image: int = 0) -> Iterator[tuple[str, F
     hidden = len(network.layers) - 1
     searched = Examples(*(np.asarray(array[:SEARCHED_IMAGES]) for array in training))
     inputs = recipe.preprocess(searched.images)
-    signals = [np.asarray(signal) for signal in inside.signals(network, inputs)]
+    signals = [np.asarray(signal) for signal in analysis.signals(network, inputs)]
     for layer in range(max(hidden, 1)):
         yield f"units-{layer + 1}", _units(run, network, layer, searched, inputs, signals)
     if hidden:
@@ -160,7 +160,7 @@ def _units(
     values, units = signals[layer + 1], np.sort(_influential(network, layer, signals)[:24])
     most = np.argsort(-values[:, units], axis=0, kind="stable").T
     most = most[:, np.arange(9) % most.shape[1]]  # of fewer than nine images, some again
-    views = inside.views(network, layer, units, jnp.asarray(inputs)[most])
+    views = analysis.views(network, layer, units, jnp.asarray(inputs)[most])
     pictures = np.asarray(views).reshape(-1, *run.image_shape)
     title, count = "No hidden layer: what each class looks for", values.shape[1]
     if len(network.layers) > 1:
@@ -181,12 +181,12 @@ def _names(run: Run, network: Network, units: Integer[np.ndarray, "units"]) -> l
 def _message(run: Run, network: Network, test: Examples, image: int) -> Figure:
     chosen = test.images[image : image + 1]
     inputs = run.recipe.preprocess(chosen)
-    votes = np.asarray(inside.votes(network, inputs))[0]
+    votes = np.asarray(analysis.votes(network, inputs))[0]
     voices = np.abs(votes).max(axis=1)
     loudest = np.argsort(-voices, kind="stable")[: min(SPOKEN, max(1, np.count_nonzero(voices)))]
     repeated = jnp.broadcast_to(inputs, (len(loudest), *inputs.shape))
-    views = inside.views(network, len(network.layers) - 2, loudest, repeated)
-    activations = [np.asarray(layer)[0] for layer in inside.signals(network, inputs)[1:-1]]
+    views = analysis.views(network, len(network.layers) - 2, loudest, repeated)
+    activations = [np.asarray(layer)[0] for layer in analysis.signals(network, inputs)[1:-1]]
     return explain_plots.message(
         *(chosen[0], activations, np.asarray(views).reshape(-1, *run.image_shape), loudest),
         *(votes, np.asarray(network.layers[-1].bias), run.class_names),
@@ -197,10 +197,10 @@ def _pixels(run: Run, network: Network, test: Examples) -> Figure:
     firsts = [np.flatnonzero(test.labels == label)[:1] for label in range(len(run.class_names))]
     chosen = np.concatenate(firsts)[:10]
     inputs = run.recipe.preprocess(test.images[chosen])
-    answers = inside.signals(network, inputs)[-1].argmax(axis=-1)
+    answers = analysis.signals(network, inputs)[-1].argmax(axis=-1)
     shape = (-1, *run.image_shape)
-    pushes = np.asarray(inside.pushes(network, inputs, answers)).reshape(shape)
-    slopes = np.asarray(inside.slopes(network, inputs, answers)).reshape(shape)
+    pushes = np.asarray(analysis.pushes(network, inputs, answers)).reshape(shape)
+    slopes = np.asarray(analysis.slopes(network, inputs, answers)).reshape(shape)
     names = [run.class_names[int(answer)] for answer in answers]
     return explain_plots.pixels(test.images[chosen], pushes, slopes, names)
 
@@ -212,7 +212,7 @@ def _one_weight(run: Run, network: Network, path: Trajectory, few: tuple[Inputs,
     slope = np.asarray(jax.grad(_cost, argnums=1)(network, path.layers[0], few)[last].kernel)
     row, column = map(int, np.unravel_index(np.abs(slope).argmax(), slope.shape))
     at = jax.jit(
-        partial(inside.one_weight, network, (last, row, column), inputs=few[0], labels=few[1])
+        partial(analysis.one_weight, network, (last, row, column), inputs=few[0], labels=few[1])
     )
     start = float(network.layers[last].kernel[row, column])
     # To the lowest point, were the cost a parabola; three times as far shows that it is a valley.
@@ -239,7 +239,7 @@ def _dropout(run: Run, network: Network, test: Examples) -> Figure:
     inputs = run.recipe.preprocess(test.images[:SEARCHED_FOR_DISPUTES])
 
     def logits_of(inputs: Inputs, key: jax.Array) -> jax.Array:
-        return inside.signals(network, inputs, inside.dropout_masks(network, key, rate))[-1]
+        return analysis.signals(network, inputs, analysis.dropout_masks(network, key, rate))[-1]
 
     keys = jax.random.split(jax.random.key(run.config.seed), SUBNETWORKS)
     few = np.stack([logits_of(inputs, key).argmax(axis=-1) for key in keys[:20]])
@@ -250,9 +250,9 @@ def _dropout(run: Run, network: Network, test: Examples) -> Figure:
     answers = np.asarray(logits.argmax(axis=-1))
     tally = np.bincount(answers, minlength=classes)
     first, second = (int((answers == label).argmax()) for label in np.argsort(-tally)[:2])
-    masks = [inside.dropout_masks(network, keys[number], rate) for number in (first, second)]
+    masks = [analysis.dropout_masks(network, keys[number], rate) for number in (first, second)]
     shares = np.asarray(jax.nn.softmax(logits[jnp.array([first, second])]))
-    whole = np.asarray(jax.nn.softmax(inside.signals(network, inputs[image : image + 1])[-1]))[0]
+    whole = np.asarray(jax.nn.softmax(analysis.signals(network, inputs[image : image + 1])[-1]))[0]
     return explain_plots.dropout(
         *(test.images[image], masks, shares, whole, tally, int(test.labels[image]), rate),
         *(run.class_names, run.config.dropout > 0),
@@ -261,15 +261,15 @@ def _dropout(run: Run, network: Network, test: Examples) -> Figure:
 
 def _classes(run: Run, network: Network, test: Examples) -> Figure:
     inputs = run.recipe.preprocess(test.images[:DOTS])
-    last = inside.signals(network, inputs)[-2]
-    pixels, units = (inside.principal_components(np.asarray(x)) for x in (inputs, last))
+    last = analysis.signals(network, inputs)[-2]
+    pixels, units = (analysis.principal_components(np.asarray(x)) for x in (inputs, last))
     return explain_plots.classes(*(pixels, units), test.labels[:DOTS], run.class_names)
 
 
 def _cost(
     network: Network, layers: tuple[Layer, ...], few: tuple[Inputs, Labels]
 ) -> Float[Array, ""]:
-    return inside.cost(network._replace(layers=layers), *few)
+    return analysis.cost(network._replace(layers=layers), *few)
 
 
 def _film(
@@ -287,13 +287,13 @@ def _film(
 def _landscape(
     network: Network, path: Trajectory, costs: Float[Array, "points"], few: tuple[Inputs, Labels]
 ) -> Figure:
-    plane = inside.plane(path.layers)
+    plane = analysis.plane(path.layers)
     low, high = plane.path.min(axis=0), plane.path.max(axis=0)
     middle, half = (low + high) / 2, 0.65 * (high - low).max()
     across, up = (np.linspace(x - half, x + half, GRID, dtype=np.float32) for x in middle)
     places = np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2)
     like = path.layers[0]
-    grid = inside.cost_on(plane, like, places, partial(_cost, network, few=few))
+    grid = analysis.cost_on(plane, like, places, partial(_cost, network, few=few))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(like))
     return explain_plots.landscape(
         *(path.epochs, costs, plane.path, across, up, np.asarray(grid).reshape(GRID, GRID)),
