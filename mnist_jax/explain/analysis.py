@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int, Key
 from mnist_jax.model import Layer, PyTree
 from mnist_jax.preprocess import AnyArray, Inputs, Labels
 
-PATH_STEPS = 128
-"""Points between a blank page and an image at which `pushes` takes gradients."""
+INTEGRATION_STEPS = 128
+"""Points between a blank page and an image at which `integrated_gradients` takes gradients."""
 
 
 class Network(NamedTuple):
@@ -25,7 +25,7 @@ class Network(NamedTuple):
     activation: Callable[[Array], Array]
 
 
-def signals(
+def activations(
     network: Network, inputs: Inputs, masks: Sequence[Float[AnyArray, "_"]] = ()
 ) -> list[Float[Array, "n _"]]:
     """What each layer passes on: the inputs, the activations of each hidden layer, the logits.
@@ -41,27 +41,27 @@ def signals(
     return passed
 
 
-def votes(network: Network, inputs: Inputs) -> Float[Array, "n units classes"]:
+def logit_contributions(network: Network, inputs: Inputs) -> Float[Array, "n units classes"]:
     """What each unit of the last hidden layer adds to each logit: activation times weight.
 
     Their sum over the units, plus the bias, is the logit.
     """
-    return signals(network, inputs)[-2][:, :, None] * network.layers[-1].kernel[None]
+    return activations(network, inputs)[-2][:, :, None] * network.layers[-1].kernel[None]
 
 
-def _lead(network: Network, x: Float[Array, "pixels"], label: Array) -> Float[Array, ""]:
+def _logit_margin(network: Network, x: Float[Array, "pixels"], label: Array) -> Float[Array, ""]:
     """How far the logit of `label` stands above the mean of all logits."""
-    logits = signals(network, x[None])[-1][0]
+    logits = activations(network, x[None])[-1][0]
     return logits[label] - logits.mean()
 
 
-def slopes(network: Network, inputs: Inputs, classes: Labels) -> Inputs:
+def input_gradients(network: Network, inputs: Inputs, classes: Labels) -> Inputs:
     """How far a little more ink in each pixel would raise the logit of `classes` above the mean."""
-    lead = jax.grad(partial(_lead, network))
+    lead = jax.grad(partial(_logit_margin, network))
     return jax.vmap(lead)(jnp.asarray(inputs), jnp.asarray(classes))
 
 
-def pushes(network: Network, inputs: Inputs, classes: Labels) -> Inputs:
+def integrated_gradients(network: Network, inputs: Inputs, classes: Labels) -> Inputs:
     """How far each pixel's ink did raise the logit of `classes` above the mean of all logits.
 
     These are integrated gradients from a blank page: over the pixels of an image they add up to
@@ -70,14 +70,14 @@ def pushes(network: Network, inputs: Inputs, classes: Labels) -> Inputs:
     """
 
     def add(total: Array, share: Array) -> tuple[Array, None]:
-        return total + slopes(network, inputs * share, classes), None
+        return total + input_gradients(network, inputs * share, classes), None
 
-    shares = (jnp.arange(PATH_STEPS) + 0.5) / PATH_STEPS
+    shares = (jnp.arange(INTEGRATION_STEPS) + 0.5) / INTEGRATION_STEPS
     total, _ = jax.lax.scan(add, jnp.zeros(inputs.shape), shares)
-    return inputs * total / PATH_STEPS
+    return inputs * total / INTEGRATION_STEPS
 
 
-def views(
+def unit_gradients(
     network: Network,
     layer: int,
     units: Int[AnyArray, "units"],
@@ -91,7 +91,7 @@ def views(
     below = network._replace(layers=network.layers[: layer + 1])  # whose logits are the sums
 
     def total(x: Float[Array, "p"], unit: Int[Array, ""]) -> Float[Array, ""]:
-        return signals(below, x[None])[-1][0, unit]
+        return activations(below, x[None])[-1][0, unit]
 
     def view(unit: Int[Array, ""], images: Float[Array, "n p"]) -> Float[Array, "p"]:
         return jax.vmap(jax.grad(total), in_axes=(0, None))(images, unit).mean(axis=0)
@@ -101,11 +101,11 @@ def views(
 
 def cost(network: Network, inputs: Inputs, labels: Labels) -> Float[Array, ""]:
     """Mean cross-entropy, dropout off."""
-    logits = signals(network, inputs)[-1]
+    logits = activations(network, inputs)[-1]
     return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels)).mean()
 
 
-def one_weight(
+def vary_weight(
     network: Network,
     place: tuple[int, int, int],
     values: Float[AnyArray, "values"],
@@ -118,7 +118,7 @@ def one_weight(
     """
     layer, row, column = place
     # What comes before the weight's layer is the same for all values.
-    before = signals(network._replace(layers=network.layers[:layer]), inputs)[-1]
+    before = activations(network._replace(layers=network.layers[:layer]), inputs)[-1]
     before = network.activation(before) if layer else before
     kernel, bias = network.layers[layer]
 
@@ -139,7 +139,7 @@ class Plane(NamedTuple):
     share: float  # of the path's squared distances from its end
 
 
-def plane(path: Sequence[PyTree]) -> Plane:
+def principal_plane(path: Sequence[PyTree]) -> Plane:
     """The plane of a path of parameters, of at least three points.
 
     Source: Li, Xu, Taylor, Studer & Goldstein, "Visualizing the loss landscape of neural nets",
@@ -157,7 +157,7 @@ def plane(path: Sequence[PyTree]) -> Plane:
     return Plane(points[-1], directions, steps @ directions.T, share)
 
 
-def cost_on(
+def cost_on_plane(
     plane: Plane,
     like: PyTree,
     places: Float[AnyArray, "places 2"],

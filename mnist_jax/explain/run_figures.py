@@ -109,7 +109,7 @@ def figures(run: Run, dataset: Dataset, image: int = 0) -> Iterator[tuple[str, F
     hidden = len(network.layers) - 1
     searched = Examples(*(np.asarray(array[:SEARCHED_IMAGES]) for array in training))
     inputs = recipe.preprocess(searched.images)
-    signals = [np.asarray(signal) for signal in analysis.signals(network, inputs)]
+    signals = [np.asarray(signal) for signal in analysis.activations(network, inputs)]
     for layer in range(max(hidden, 1)):
         yield f"units-{layer + 1}", _units(run, network, layer, searched, inputs, signals)
     if hidden:
@@ -160,7 +160,7 @@ def _units(
     values, units = signals[layer + 1], np.sort(_influential(network, layer, signals)[:24])
     most = np.argsort(-values[:, units], axis=0, kind="stable").T
     most = most[:, np.arange(9) % most.shape[1]]  # of fewer than nine images, some again
-    views = analysis.views(network, layer, units, jnp.asarray(inputs)[most])
+    views = analysis.unit_gradients(network, layer, units, jnp.asarray(inputs)[most])
     pictures = np.asarray(views).reshape(-1, *run.image_shape)
     title, count = "No hidden layer: what each class looks for", values.shape[1]
     if len(network.layers) > 1:
@@ -181,12 +181,12 @@ def _names(run: Run, network: Network, units: Integer[np.ndarray, "units"]) -> l
 def _message(run: Run, network: Network, test: Examples, image: int) -> Figure:
     chosen = test.images[image : image + 1]
     inputs = run.recipe.preprocess(chosen)
-    votes = np.asarray(analysis.votes(network, inputs))[0]
+    votes = np.asarray(analysis.logit_contributions(network, inputs))[0]
     voices = np.abs(votes).max(axis=1)
     loudest = np.argsort(-voices, kind="stable")[: min(SPOKEN, max(1, np.count_nonzero(voices)))]
     repeated = jnp.broadcast_to(inputs, (len(loudest), *inputs.shape))
-    views = analysis.views(network, len(network.layers) - 2, loudest, repeated)
-    activations = [np.asarray(layer)[0] for layer in analysis.signals(network, inputs)[1:-1]]
+    views = analysis.unit_gradients(network, len(network.layers) - 2, loudest, repeated)
+    activations = [np.asarray(layer)[0] for layer in analysis.activations(network, inputs)[1:-1]]
     return explain_plots.message(
         *(chosen[0], activations, np.asarray(views).reshape(-1, *run.image_shape), loudest),
         *(votes, np.asarray(network.layers[-1].bias), run.class_names),
@@ -197,10 +197,10 @@ def _pixels(run: Run, network: Network, test: Examples) -> Figure:
     firsts = [np.flatnonzero(test.labels == label)[:1] for label in range(len(run.class_names))]
     chosen = np.concatenate(firsts)[:10]
     inputs = run.recipe.preprocess(test.images[chosen])
-    answers = analysis.signals(network, inputs)[-1].argmax(axis=-1)
+    answers = analysis.activations(network, inputs)[-1].argmax(axis=-1)
     shape = (-1, *run.image_shape)
-    pushes = np.asarray(analysis.pushes(network, inputs, answers)).reshape(shape)
-    slopes = np.asarray(analysis.slopes(network, inputs, answers)).reshape(shape)
+    pushes = np.asarray(analysis.integrated_gradients(network, inputs, answers)).reshape(shape)
+    slopes = np.asarray(analysis.input_gradients(network, inputs, answers)).reshape(shape)
     names = [run.class_names[int(answer)] for answer in answers]
     return explain_plots.pixels(test.images[chosen], pushes, slopes, names)
 
@@ -212,7 +212,7 @@ def _one_weight(run: Run, network: Network, path: Trajectory, few: tuple[Inputs,
     slope = np.asarray(jax.grad(_cost, argnums=1)(network, path.layers[0], few)[last].kernel)
     row, column = map(int, np.unravel_index(np.abs(slope).argmax(), slope.shape))
     at = jax.jit(
-        partial(analysis.one_weight, network, (last, row, column), inputs=few[0], labels=few[1])
+        partial(analysis.vary_weight, network, (last, row, column), inputs=few[0], labels=few[1])
     )
     start = float(network.layers[last].kernel[row, column])
     # To the lowest point, were the cost a parabola; three times as far shows that it is a valley.
@@ -239,7 +239,7 @@ def _dropout(run: Run, network: Network, test: Examples) -> Figure:
     inputs = run.recipe.preprocess(test.images[:SEARCHED_FOR_DISPUTES])
 
     def logits_of(inputs: Inputs, key: jax.Array) -> jax.Array:
-        return analysis.signals(network, inputs, analysis.dropout_masks(network, key, rate))[-1]
+        return analysis.activations(network, inputs, analysis.dropout_masks(network, key, rate))[-1]
 
     keys = jax.random.split(jax.random.key(run.config.seed), SUBNETWORKS)
     few = np.stack([logits_of(inputs, key).argmax(axis=-1) for key in keys[:20]])
@@ -252,7 +252,9 @@ def _dropout(run: Run, network: Network, test: Examples) -> Figure:
     first, second = (int((answers == label).argmax()) for label in np.argsort(-tally)[:2])
     masks = [analysis.dropout_masks(network, keys[number], rate) for number in (first, second)]
     shares = np.asarray(jax.nn.softmax(logits[jnp.array([first, second])]))
-    whole = np.asarray(jax.nn.softmax(analysis.signals(network, inputs[image : image + 1])[-1]))[0]
+    whole = np.asarray(
+        jax.nn.softmax(analysis.activations(network, inputs[image : image + 1])[-1])
+    )[0]
     return explain_plots.dropout(
         *(test.images[image], masks, shares, whole, tally, int(test.labels[image]), rate),
         *(run.class_names, run.config.dropout > 0),
@@ -261,7 +263,7 @@ def _dropout(run: Run, network: Network, test: Examples) -> Figure:
 
 def _classes(run: Run, network: Network, test: Examples) -> Figure:
     inputs = run.recipe.preprocess(test.images[:DOTS])
-    last = analysis.signals(network, inputs)[-2]
+    last = analysis.activations(network, inputs)[-2]
     pixels, units = (analysis.principal_components(np.asarray(x)) for x in (inputs, last))
     return explain_plots.classes(*(pixels, units), test.labels[:DOTS], run.class_names)
 
@@ -287,13 +289,13 @@ def _film(
 def _landscape(
     network: Network, path: Trajectory, costs: Float[Array, "points"], few: tuple[Inputs, Labels]
 ) -> Figure:
-    plane = analysis.plane(path.layers)
+    plane = analysis.principal_plane(path.layers)
     low, high = plane.path.min(axis=0), plane.path.max(axis=0)
     middle, half = (low + high) / 2, 0.65 * (high - low).max()
     across, up = (np.linspace(x - half, x + half, GRID, dtype=np.float32) for x in middle)
     places = np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2)
     like = path.layers[0]
-    grid = analysis.cost_on(plane, like, places, partial(_cost, network, few=few))
+    grid = analysis.cost_on_plane(plane, like, places, partial(_cost, network, few=few))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(like))
     return explain_plots.landscape(
         *(path.epochs, costs, plane.path, across, up, np.asarray(grid).reshape(GRID, GRID)),

@@ -45,7 +45,7 @@ def relu_cost(net, x, labels):
 @pytest.mark.parametrize("activation", get_args(Activation))
 def test_the_last_signals_are_the_logits_of_the_model(activation):
     net, model, params, state = network(activation=activation)
-    signals = analysis.signals(net, images())
+    signals = analysis.activations(net, images())
     assert [signal.shape[1] for signal in signals] == [12, 7, 5, 4]
     np.testing.assert_array_equal(signals[0], images())
     expected, _ = model.apply(params, state, images(), None)
@@ -55,13 +55,13 @@ def test_the_last_signals_are_the_logits_of_the_model(activation):
 def test_more_than_ten_layers_keep_their_order():
     net, model, params, state = network(hidden=(3,) * 11)
     expected, _ = model.apply(params, state, images(), None)
-    np.testing.assert_allclose(analysis.signals(net, images())[-1], expected, atol=1e-5)
+    np.testing.assert_allclose(analysis.activations(net, images())[-1], expected, atol=1e-5)
 
 
 def test_a_mask_silences_and_scales():
     net, *_ = network()
     masks = [np.array([0, 2, 1, 0, 1, 1, 3.0]), np.array([1, 0, 1, 1, 0.5])]
-    found = analysis.signals(net, images(), [mask.astype(np.float32) for mask in masks])
+    found = analysis.activations(net, images(), [mask.astype(np.float32) for mask in masks])
     np.testing.assert_allclose(found[-1], relu_logits(net, images(), masks), atol=1e-5)
     assert (np.asarray(found[1])[:, [0, 3]] == 0).all()
 
@@ -69,7 +69,7 @@ def test_a_mask_silences_and_scales():
 @pytest.mark.parametrize("hidden", [(), (7,), (7, 5)])
 def test_votes_and_bias_add_up_to_the_logits(hidden):
     net, *_ = network(hidden)
-    votes = analysis.votes(net, images())
+    votes = analysis.logit_contributions(net, images())
     assert votes.shape == (6, hidden[-1] if hidden else 12, 4)
     np.testing.assert_allclose(
         np.asarray(votes).sum(axis=1) + np.asarray(net.layers[-1].bias),
@@ -81,7 +81,7 @@ def test_votes_and_bias_add_up_to_the_logits(hidden):
 def test_slopes_are_what_a_little_ink_does():
     net, *_ = network()
     labels = np.array([0, 1, 2, 3, 0, 1])
-    slopes = analysis.slopes(net, images(), labels)
+    slopes = analysis.input_gradients(net, images(), labels)
 
     def lead(x):
         logits = relu_logits(net, x)
@@ -98,10 +98,10 @@ def test_slopes_are_what_a_little_ink_does():
 def test_pushes_add_up_to_what_the_ink_changed(activation):
     net, *_ = network(activation=activation)
     labels = np.array([0, 1, 2, 3, 0, 1])
-    pushes = np.asarray(analysis.pushes(net, images(), labels))
+    pushes = np.asarray(analysis.integrated_gradients(net, images(), labels))
 
     def lead(x):
-        logits = np.asarray(analysis.signals(net, x)[-1])
+        logits = np.asarray(analysis.activations(net, x)[-1])
         return logits[np.arange(6), labels] - logits.mean(axis=1)
 
     change = lead(images()) - lead(np.zeros_like(images()))
@@ -112,7 +112,7 @@ def test_without_hidden_layers_a_push_is_ink_times_weight():
     net, *_ = network(())
     kernel = np.asarray(net.layers[0].kernel)
     expected = images() * (kernel[:, 2] - kernel.mean(axis=1))
-    found = analysis.pushes(net, images(), np.full(6, 2))
+    found = analysis.integrated_gradients(net, images(), np.full(6, 2))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -120,14 +120,14 @@ def test_a_view_is_the_weights_or_what_the_pixels_do_through_them():
     net, *_ = network()
     few = np.stack([images()[:2], images()[2:4]])
     (first, bias), (second, _) = net.layers[:2]
-    found = analysis.views(net, 0, np.array([4, 0]), few)
+    found = analysis.unit_gradients(net, 0, np.array([4, 0]), few)
     np.testing.assert_allclose(found, np.asarray(first).T[[4, 0]], atol=1e-6)
     speaks = (few @ np.asarray(first) + np.asarray(bias) > 0)[
         ..., None
     ]  # (units, images, first layer, 1)
     through = np.asarray(second)[:, [3, 1]].T[:, None, :, None] * speaks
     expected = (np.asarray(first) @ through)[..., 0].mean(axis=1)
-    found = analysis.views(net, 1, np.array([3, 1]), few)
+    found = analysis.unit_gradients(net, 1, np.array([3, 1]), few)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -136,7 +136,7 @@ def test_the_cost_along_one_weight_and_its_derivative(place):
     net, *_ = network()
     labels = np.array([0, 1, 2, 3, 0, 1])
     values = np.array([-1.5, 0.2, 2.0], np.float32)
-    costs, slopes = analysis.one_weight(net, place, values, images(), labels)
+    costs, slopes = analysis.vary_weight(net, place, values, images(), labels)
 
     def at(value):
         layer, row, column = place
@@ -157,12 +157,12 @@ def test_a_path_within_a_plane_is_seen_as_it_is():
     flat = np.array([[4.0, -1], [2, 2], [1, 0.5], [0, 0]])
     path = [{"a": jnp.asarray(point[:15].reshape(3, 5)), "b": jnp.asarray(point[15:])}
             for point in (end + flat @ directions).astype(np.float32)]  # fmt: skip
-    plane = analysis.plane(path)
+    plane = analysis.principal_plane(path)
     assert plane.share == pytest.approx(1, abs=1e-5)
     np.testing.assert_allclose(plane.directions @ plane.directions.T, np.eye(2), atol=1e-5)
     np.testing.assert_allclose(plane.path @ plane.path.T, flat @ flat.T, atol=1e-4)
     # The sum of all parameters, a cost that anyone can compute, where the path was and elsewhere.
-    found = analysis.cost_on(
+    found = analysis.cost_on_plane(
         plane, path[0], plane.path, lambda params: params["a"].sum() + params["b"].sum()
     )
     np.testing.assert_allclose(found, (end + flat @ directions).sum(axis=1), atol=1e-4)
@@ -170,7 +170,7 @@ def test_a_path_within_a_plane_is_seen_as_it_is():
 
 def test_the_share_of_a_plane_is_that_of_the_squared_distances():
     steps = np.diag([3.0, 2, 1, 0]).astype(np.float32)[:, :3]
-    assert analysis.plane(list(jnp.asarray(steps))).share == pytest.approx(13 / 14)
+    assert analysis.principal_plane(list(jnp.asarray(steps))).share == pytest.approx(13 / 14)
 
 
 def test_principal_components_are_scikit_learns():
