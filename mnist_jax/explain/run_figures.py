@@ -14,8 +14,7 @@ from mnist_jax import data, population
 from mnist_jax.config import unusable
 from mnist_jax.data import Dataset, Examples
 from mnist_jax.data.shards import Feed
-from mnist_jax.explain import analysis
-from mnist_jax.explain import plots as explain_plots
+from mnist_jax.explain import analysis, network_plots, training_plots
 from mnist_jax.explain.analysis import Network
 from mnist_jax.model import Layer, layers
 from mnist_jax.preprocess import Inputs, Labels
@@ -168,7 +167,7 @@ def _units(
         title = f"Hidden layer {layer + 1}: the {len(units)} of {count} units that say most"
         title += f" ({silent} are silent on all images)" if silent else ""
     names = _names(run, network, units)
-    return explain_plots.units(pictures, examples.images[most], names, title, layer == 0)
+    return network_plots.units(pictures, examples.images[most], names, title, layer == 0)
 
 
 def _names(run: Run, network: Network, units: Integer[np.ndarray, "units"]) -> list[str]:
@@ -187,7 +186,7 @@ def _message(run: Run, network: Network, test: Examples, image: int) -> Figure:
     repeated = jnp.broadcast_to(inputs, (len(loudest), *inputs.shape))
     views = analysis.unit_gradients(network, len(network.layers) - 2, loudest, repeated)
     activations = [np.asarray(layer)[0] for layer in analysis.activations(network, inputs)[1:-1]]
-    return explain_plots.message(
+    return network_plots.message(
         *(chosen[0], activations, np.asarray(views).reshape(-1, *run.image_shape), loudest),
         *(votes, np.asarray(network.layers[-1].bias), run.class_names),
     )
@@ -202,7 +201,7 @@ def _pixels(run: Run, network: Network, test: Examples) -> Figure:
     pushes = np.asarray(analysis.integrated_gradients(network, inputs, answers)).reshape(shape)
     slopes = np.asarray(analysis.input_gradients(network, inputs, answers)).reshape(shape)
     names = [run.class_names[int(answer)] for answer in answers]
-    return explain_plots.pixels(test.images[chosen], pushes, slopes, names)
+    return network_plots.pixels(test.images[chosen], pushes, slopes, names)
 
 
 def _one_weight(run: Run, network: Network, path: Trajectory, few: tuple[Inputs, Labels]) -> Figure:
@@ -228,7 +227,7 @@ def _one_weight(run: Run, network: Network, path: Trajectory, few: tuple[Inputs,
 
     _, steps = jax.lax.scan(step, jnp.float32(start), length=STEPS)
     name = f"from {'unit' if last else 'pixel'} {row} to class {run.class_names[column]}"
-    return explain_plots.one_weight(
+    return training_plots.one_weight(
         values, costs, slopes, np.asarray(steps), run.config.learning_rate, len(few[1]), name
     )
 
@@ -255,7 +254,7 @@ def _dropout(run: Run, network: Network, test: Examples) -> Figure:
     whole = np.asarray(
         jax.nn.softmax(analysis.activations(network, inputs[image : image + 1])[-1])
     )[0]
-    return explain_plots.dropout(
+    return network_plots.dropout(
         *(test.images[image], masks, shares, whole, tally, int(test.labels[image]), rate),
         *(run.class_names, run.config.dropout > 0),
     )
@@ -265,7 +264,7 @@ def _classes(run: Run, network: Network, test: Examples) -> Figure:
     inputs = run.recipe.preprocess(test.images[:DOTS])
     last = analysis.activations(network, inputs)[-2]
     pixels, units = (analysis.principal_components(np.asarray(x)) for x in (inputs, last))
-    return explain_plots.classes(*(pixels, units), test.labels[:DOTS], run.class_names)
+    return network_plots.classes(*(pixels, units), test.labels[:DOTS], run.class_names)
 
 
 def _cost(
@@ -283,7 +282,7 @@ def _film(
 ) -> Figure:
     kernels = np.stack([layers[0].kernel[:, units].T for layers in path.layers])
     frames = kernels.reshape(*kernels.shape[:2], *run.image_shape)
-    return explain_plots.film(frames, path.epochs, costs, _names(run, network, units))
+    return training_plots.film(frames, path.epochs, costs, _names(run, network, units))
 
 
 def _landscape(
@@ -297,7 +296,7 @@ def _landscape(
     like = path.layers[0]
     grid = analysis.cost_on_plane(plane, like, places, partial(_cost, network, few=few))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(like))
-    return explain_plots.landscape(
+    return training_plots.landscape(
         *(path.epochs, costs, plane.path, across, up, np.asarray(grid).reshape(GRID, GRID)),
         *(plane.share, parameters, len(few[1])),
     )

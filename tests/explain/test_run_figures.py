@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mnist_jax.config import Config, InputError
-from mnist_jax.explain import plots as explain_plots
+from mnist_jax.explain import network_plots, training_plots
 from mnist_jax.explain import run_figures as explain
 from mnist_jax.fit import fit
 from mnist_jax.preprocess import to_inputs
@@ -28,14 +28,16 @@ def drawn(run, digits):
     """The arguments that each figure was drawn from, and the figures by name."""
     given = {}
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("units", "message", "dropout", "one_weight", "landscape", "film"):
-            real = getattr(explain_plots, name)
+        modules = dict.fromkeys(("units", "message", "dropout"), network_plots)
+        modules |= dict.fromkeys(("one_weight", "landscape", "film"), training_plots)
+        for name, module in modules.items():
+            real = getattr(module, name)
 
             def keep(*arrays, name=name, real=real):
                 given.setdefault(name, []).append(arrays)
                 return real(*arrays)
 
-            patch.setattr(explain_plots, name, keep)
+            patch.setattr(module, name, keep)
         figures = dict(explain.figures(run, digits, image=7))
     return given, figures
 
@@ -174,9 +176,9 @@ def test_units_that_never_speak_are_not_shown(run, digits, monkeypatch):
     params["Dense_0"]["bias"][0, 3:] = -1000  # all but three are silent, whatever they see
     quiet = run._replace(states=run.states._replace(params=params))
     shown = []
-    draw = explain_plots.units
+    draw = network_plots.units
     monkeypatch.setattr(
-        explain_plots, "units", lambda *arrays: shown.append(arrays) or draw(*arrays)
+        network_plots, "units", lambda *arrays: shown.append(arrays) or draw(*arrays)
     )
     next(explain.figures(quiet, digits))
     ((_, _, names, title, _),) = shown
