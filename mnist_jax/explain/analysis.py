@@ -1,7 +1,6 @@
-"""What goes on inside a trained MLP, as arrays: who spoke, for what, and how the cost bends."""
+"""What the parts of a trained MLP contribute, and how its cost changes, as arrays."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,179 +8,208 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Integer, Key
 
 from mnist_jax.model import Layer, PyTree
-from mnist_jax.preprocess import AnyArray, Inputs, Labels
+from mnist_jax.preprocess import AnyArray, Images, Inputs, Labels, to_inputs
 
-INTEGRATION_STEPS = 128
-"""Points between a blank page and an image at which `integrated_gradients` takes gradients."""
+CostOf = Callable[[PyTree], Float[Array, ""]]
+"""A cost as a function of the parameters alone."""
 
 
 class Network(NamedTuple):
-    """An MLP taken apart: dense layers, with `activation` after each but the last."""
+    """An MLP as its dense layers, with `activation` after each but the last."""
 
     layers: tuple[Layer, ...]
     activation: Callable[[Array], Array]
+    preprocess: Callable[[Images], Inputs] = to_inputs
+    class_names: tuple[str, ...] = ()
 
 
 def activations(
     network: Network, inputs: Inputs, masks: Sequence[Float[AnyArray, "_"]] = ()
 ) -> list[Float[Array, "n _"]]:
-    """What each layer passes on: the inputs, the activations of each hidden layer, the logits.
+    """The inputs, the activations of each hidden layer, and the logits.
 
-    Each hidden layer's activations are multiplied by its mask, if there are masks.
+    `masks` has one mask for each hidden layer, which multiplies its activations as dropout does.
     """
-    passed = [jnp.asarray(inputs)]
+    outputs = [jnp.asarray(inputs)]
     for i, (kernel, bias) in enumerate(network.layers):
-        x = passed[-1] @ kernel + bias[None]
+        x = outputs[-1] @ kernel + bias[None]
         if i < len(network.layers) - 1:
             x = network.activation(x) * (masks[i][None] if masks else 1)
-        passed.append(x)
-    return passed
+        outputs.append(x)
+    return outputs
 
 
 def logit_contributions(network: Network, inputs: Inputs) -> Float[Array, "n units classes"]:
-    """What each unit of the last hidden layer adds to each logit: activation times weight.
+    """What each unit of the last hidden layer adds to each logit: its activation times its weight.
 
-    Their sum over the units, plus the bias, is the logit.
+    The contributions of all units and the bias add up to the logit.
     """
     return activations(network, inputs)[-2][:, :, None] * network.layers[-1].kernel[None]
 
 
-def _logit_margin(network: Network, x: Float[Array, "pixels"], label: Array) -> Float[Array, ""]:
-    """How far the logit of `label` stands above the mean of all logits."""
-    logits = activations(network, x[None])[-1][0]
-    return logits[label] - logits.mean()
-
-
 def input_gradients(network: Network, inputs: Inputs, classes: Labels) -> Inputs:
-    """How far a little more ink in each pixel would raise the logit of `classes` above the mean."""
-    lead = jax.grad(partial(_logit_margin, network))
-    return jax.vmap(lead)(jnp.asarray(inputs), jnp.asarray(classes))
+    """The gradient of each image's margin with respect to its pixels (saliency).
+
+    The margin is the logit of the image's entry in `classes` minus the mean of all logits.
+    """
+
+    def total_margin(x: Inputs) -> Float[Array, ""]:
+        logits = activations(network, x)[-1]
+        return (logits[jnp.arange(len(classes)), classes] - logits.mean(axis=1)).sum()
+
+    # A margin depends on the pixels of its own image alone, so one gradient serves all images.
+    return jax.grad(total_margin)(jnp.asarray(inputs))
 
 
 def integrated_gradients(network: Network, inputs: Inputs, classes: Labels) -> Inputs:
-    """How far each pixel's ink did raise the logit of `classes` above the mean of all logits.
+    """What each pixel adds to its image's margin, as `input_gradients` defines it.
 
-    These are integrated gradients from a blank page: over the pixels of an image they add up to
-    what its ink as a whole changed. Source: Sundararajan, Taly & Yan, "Axiomatic attribution for
-    deep networks", ICML 2017.
+    The pixels of an image add up to its margin minus that of a blank page. Source: Sundararajan,
+    Taly & Yan, "Axiomatic attribution for deep networks", ICML 2017.
     """
-
-    def add(total: Array, share: Array) -> tuple[Array, None]:
-        return total + input_gradients(network, inputs * share, classes), None
-
-    shares = (jnp.arange(INTEGRATION_STEPS) + 0.5) / INTEGRATION_STEPS
-    total, _ = jax.lax.scan(add, jnp.zeros(inputs.shape), shares)
-    return inputs * total / INTEGRATION_STEPS
+    fractions = (jnp.arange(128) + 0.5) / 128  # the midpoints of 128 steps to the image
+    gradients = jax.lax.map(lambda x: input_gradients(network, inputs * x, classes), fractions)
+    return inputs * gradients.mean(axis=0)
 
 
 def unit_gradients(
     network: Network,
     layer: int,
-    units: Int[AnyArray, "units"],
+    units: Integer[AnyArray, "units"],
     inputs: Float[AnyArray, "units n p"],
 ) -> Float[Array, "units p"]:
-    """How each pixel moves the sum that a unit of hidden `layer` takes: the mean over its `inputs`.
+    """The gradient of each unit's pre-activation by the pixels, averaged over its own `inputs`.
 
-    That is its weights for the first layer, whatever the inputs.
+    `layer` counts from 0. In the first layer these are the unit's weights, whatever the inputs.
     """
+    below = network._replace(layers=network.layers[: layer + 1])
 
-    below = network._replace(layers=network.layers[: layer + 1])  # whose logits are the sums
+    def mean_gradient(unit: Integer[Array, ""], x: Float[Array, "n p"]) -> Float[Array, "p"]:
+        return jax.grad(lambda x: activations(below, x)[-1][:, unit].sum())(x).mean(axis=0)
 
-    def total(x: Float[Array, "p"], unit: Int[Array, ""]) -> Float[Array, ""]:
-        return activations(below, x[None])[-1][0, unit]
+    return jax.vmap(mean_gradient)(jnp.asarray(units), jnp.asarray(inputs))
 
-    def view(unit: Int[Array, ""], images: Float[Array, "n p"]) -> Float[Array, "p"]:
-        return jax.vmap(jax.grad(total), in_axes=(0, None))(images, unit).mean(axis=0)
 
-    return jax.vmap(view)(jnp.asarray(units), jnp.asarray(inputs))
+def rank_units(
+    network: Network, layer: int, activations: Sequence[Float[AnyArray, "n _"]]
+) -> Integer[np.ndarray, "units"]:
+    """The units of a layer, ordered by how much what they pass on varies, largest first.
+
+    Units that fewer than nine images excite are left out, unless all are such.
+    """
+    values = np.asarray(activations[layer + 1])
+    spread = values.std(axis=0)
+    if layer + 1 < len(network.layers):
+        spread = spread * np.linalg.norm(network.layers[layer + 1].kernel, axis=1)
+    order = np.argsort(-spread, kind="stable")
+    active = (values > values.min(axis=0)).sum(axis=0) >= 9
+    return order[active[order]] if active.any() else order
 
 
 def cost(network: Network, inputs: Inputs, labels: Labels) -> Float[Array, ""]:
-    """Mean cross-entropy, dropout off."""
+    """The mean cross-entropy, without dropout."""
     logits = activations(network, inputs)[-1]
     return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels)).mean()
 
 
-def vary_weight(
-    network: Network,
-    place: tuple[int, int, int],
-    values: Float[AnyArray, "values"],
-    inputs: Inputs,
-    labels: Labels,
-) -> tuple[Float[Array, "values"], Float[Array, "values"]]:
-    """The cost, and its derivative, with the weight at `place` moved to each of `values`.
+def cost_of_weight(
+    layers: tuple[Layer, ...], place: tuple[int, int, int], cost_of: CostOf
+) -> CostOf:
+    """`cost_of` the layers as a function of one weight, while all others stay as they are.
 
-    `place` is (layer, row, column); every other weight stays where it is.
+    `place` is the layer, row and column of the weight.
     """
     layer, row, column = place
-    # What comes before the weight's layer is the same for all values.
-    before = activations(network._replace(layers=network.layers[:layer]), inputs)[-1]
-    before = network.activation(before) if layer else before
-    kernel, bias = network.layers[layer]
 
-    def at(value: Float[Array, ""]) -> Float[Array, ""]:
-        moved = Layer(jnp.asarray(kernel).at[row, column].set(value), bias)
-        rest = network._replace(layers=(moved, *network.layers[layer + 1 :]))
-        return cost(rest, before, labels)
+    def cost_at(value: Float[Array, ""]) -> Float[Array, ""]:
+        kernel = jnp.asarray(layers[layer].kernel).at[row, column].set(value)
+        changed = layers[layer]._replace(kernel=kernel)
+        return cost_of((*layers[:layer], changed, *layers[layer + 1 :]))
 
-    return jax.lax.map(jax.value_and_grad(at), jnp.asarray(values))
+    return cost_at
 
 
-class Plane(NamedTuple):
-    """The plane through the end of a path of training along which the path is widest."""
+class WeightSweep(NamedTuple):
+    """The cost as one weight changes, and the path that SGD takes on that weight alone."""
 
-    origin: Float[np.ndarray, "parameters"]  # the end of the path
-    directions: Float[np.ndarray, "2 parameters"]  # orthogonal, of length 1
-    path: Float[np.ndarray, "points 2"]  # each point of the path, seen in the plane
-    share: float  # of the path's squared distances from its end
+    place: tuple[int, int, int]  # layer, row and column of the weight
+    values: Float[np.ndarray, "values"]  # of the weight
+    costs: Float[np.ndarray, "values"]
+    derivatives: Float[np.ndarray, "values"]
+    steps: Float[np.ndarray, "steps 2"]  # the weight and the cost, from the start
 
 
-def principal_plane(path: Sequence[PyTree]) -> Plane:
-    """The plane of a path of parameters, of at least three points.
+def sweep_weight(layers: tuple[Layer, ...], cost_of: CostOf, learning_rate: float) -> WeightSweep:
+    """A sweep of the weight of the last layer by which the cost changes most."""
+    last = len(layers) - 1
+    gradient = np.asarray(jax.grad(cost_of)(layers)[last].kernel)
+    row, column = map(int, np.unravel_index(np.abs(gradient).argmax(), gradient.shape))
+    cost_at = cost_of_weight(layers, (last, row, column), cost_of)
+    start, slope = jnp.asarray(layers[last].kernel[row, column]), gradient[row, column]
+    curvature = float(jax.grad(jax.grad(cost_at))(start))
+    # Newton's step leads to the lowest point of a parabola. Three times as far shows the valley.
+    reach = 3 * np.clip(abs(slope) / max(curvature, 1e-9), 1e-3, 1e3)
+    values = np.linspace(start - reach, start + reach, 81, dtype=np.float32)
+    costs, derivatives = jax.lax.map(jax.value_and_grad(cost_at), values)
 
-    Source: Li, Xu, Taylor, Studer & Goldstein, "Visualizing the loss landscape of neural nets",
-    NeurIPS 2018, section 7.2.
+    def sgd_step(weight: Float[Array, ""], _: None) -> tuple[Array, Array]:
+        cost, derivative = jax.value_and_grad(cost_at)(weight)
+        return weight - learning_rate * derivative, jnp.stack([weight, cost])
+
+    _, steps = jax.lax.scan(sgd_step, start, length=101)  # the start and a hundred steps
+    results = map(np.asarray, (costs, derivatives, steps))
+    return WeightSweep((last, row, column), values, *results)
+
+
+class Landscape(NamedTuple):
+    """The cost on a plane through the end of a path of parameters."""
+
+    path: Float[np.ndarray, "points 2"]  # projected onto the plane; the end is at (0, 0)
+    grid: Float[np.ndarray, "size size 2"]
+    costs: Float[np.ndarray, "size size"]
+    share: float  # of the squared distances from the end that the projected path keeps
+    parameters: int
+
+
+def landscape(path: Sequence[PyTree], cost_of: CostOf, size: int) -> Landscape:
+    """`cost_of` the parameters on the plane along which `path` extends furthest from its end.
+
+    `path` has at least three points. Source: Li, Xu, Taylor, Studer & Goldstein, "Visualizing the
+    loss landscape of neural nets", NeurIPS 2018, section 7.2.
     """
     points = np.stack([np.asarray(ravel_pytree(params)[0]) for params in path])
-    steps: np.ndarray = (
-        points - points[-1:]
-    )  # on the host, as accelerators round what they multiply
-    # The directions are combinations of the few steps: their products hold all there is to know.
-    spreads, combinations = np.linalg.eigh((steps @ steps.T).astype(np.float64))
-    widest = combinations[:, [-1, -2]] / np.sqrt(np.maximum(spreads[[-1, -2]], 1e-30))
-    directions = widest.T.astype(np.float32) @ steps
-    share = float(spreads[-2:].sum() / max(spreads.sum(), 1e-30))
-    return Plane(points[-1], directions, steps @ directions.T, share)
+    unravel = ravel_pytree(path[0])[1]
+    steps = points - points[-1:]
+    _, lengths, directions = np.linalg.svd(steps, full_matrices=False)
+    share = float((lengths[:2] ** 2).sum() / (lengths**2).sum())
+    directions = directions[:2]
+    directions *= -np.copysign(1, directions @ steps[0])[:, None]  # the path starts lower left
+    projected = steps @ directions.T
+    low, high = projected.min(axis=0), projected.max(axis=0)
+    centre, half = (low + high) / 2, 0.65 * (high - low).max()
+    x, y = np.linspace(centre - half, centre + half, size, axis=1, dtype=np.float32)
+    grid = np.stack(np.meshgrid(x, y), axis=-1)
+    end, plane = jnp.asarray(points[-1]), jnp.asarray(directions)
 
+    def cost_at(point: Float[Array, "2"]) -> Float[Array, ""]:
+        return cost_of(unravel(end + jnp.dot(point, plane, precision="highest")))
 
-def cost_on_plane(
-    plane: Plane,
-    like: PyTree,
-    places: Float[AnyArray, "places 2"],
-    cost_of: Callable[[PyTree], Float[Array, ""]],
-) -> Float[Array, "places"]:
-    """`cost_of` the parameters at each of `places` in the plane, in the structure of `like`."""
-    unravel = ravel_pytree(like)[1]
-    origin, directions = map(jnp.asarray, plane[:2])
-
-    def at(place: Float[Array, "2"]) -> Float[Array, ""]:
-        return cost_of(unravel(origin + jnp.dot(place, directions, precision="highest")))
-
-    return jax.lax.map(at, jnp.asarray(places, jnp.float32))
+    costs = np.asarray(jax.lax.map(cost_at, jnp.asarray(grid.reshape(-1, 2)))).reshape(size, size)
+    return Landscape(projected, grid, costs, share, points.shape[1])
 
 
 def principal_components(x: Float[AnyArray, "n features"]) -> Float[np.ndarray, "n 2"]:
-    """Each row seen from the side on which the rows lie widest apart (PCA)."""
+    """The first two principal components of each row (PCA)."""
     centred = np.asarray(x, np.float64) - np.mean(x, axis=0, dtype=np.float64)
     _, directions = np.linalg.eigh(centred.T @ centred)
     return centred @ directions[:, [-1, -2]]
 
 
 def dropout_masks(network: Network, key: Key[Array, ""], rate: float) -> list[Float[Array, "_"]]:
-    """A mask for each hidden layer: 0 with probability `rate`, or else what keeps the mean."""
+    """A mask for each hidden layer: 0 with probability `rate`, otherwise 1 / (1 - rate)."""
     hidden = network.layers[:-1]
     keys = jax.random.split(key, len(hidden))
     return [

@@ -34,9 +34,3 @@ def captioned_mosaic(
 
 def _wrapped(caption: str, width: float) -> list[str]:
     return textwrap.wrap(caption, int(13.5 * width))
-
-
-def light_grid(axes: Axes) -> None:
-    """Gives `axes` a faint grid, and takes its upper and right border away."""
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)

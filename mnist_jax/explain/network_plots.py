@@ -1,249 +1,292 @@
-"""Figures of what a network computes: its units, its pixels, its subnetworks, its classes."""
+"""Figures of what a network computes: its units, votes, pixels, subnetworks and classes."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from jaxtyping import Float, Integer, Num
+from jaxtyping import Array, Float, Integer, Num
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-from mnist_jax.explain.captioned import captioned_figure, captioned_mosaic, light_grid
-from mnist_jax.plots import SIGNED, TEST, TRAINING, VALIDATION, Picture, mosaic, signed
-from mnist_jax.preprocess import AnyArray
+from mnist_jax.data import Examples
+from mnist_jax.explain import analysis
+from mnist_jax.explain.analysis import Network
+from mnist_jax.explain.captioned import captioned_figure, captioned_mosaic
+from mnist_jax.plots import SIGNED, TEST, TRAINING, VALIDATION, Picture, light_grid, mosaic, signed
+from mnist_jax.preprocess import AnyArray, Images, Inputs, Labels
+
+MAX_VOTERS = 10
+"""Units of the last hidden layer whose votes are shown."""
+
+CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
+GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
 
 
-def units(
-    views: Float[AnyArray, "units height width"],
-    images: Num[AnyArray, "units 9 height width"],
-    names: Sequence[str],
-    title: str,
-    first: bool,
-) -> Picture:
-    """What each unit looks for, beside the nine images that excite it most."""
-    across, gap = min(4, len(names)), max(2, views.shape[2] // 2)
-    pairs = []
-    for view, nine in zip(views, np.asarray(images), strict=True):
-        colors = signed(view).repeat(3, 0).repeat(3, 1)
-        framed = np.pad(colors, ((1, 1), (1, 1), (0, 0)), constant_values=1)
-        grey = [[_grey(image) for image in nine[row : row + 3]] for row in (0, 3, 6)]
-        pairs.append(mosaic([[framed, mosaic(grey, 1)]], 2))
-    pairs += [np.ones_like(pairs[0])] * (-len(pairs) % across)
-    rows = [pairs[place : place + across] for place in range(0, len(pairs), across)]
-    deeper = (
-        " After the first layer a unit sees no pixels but other units; shown is how each pixel "
-        "moved it, on average over its nine images."
-    )
-    figure, axes = captioned_mosaic(
-        *(mosaic(rows, gap), 2.9 * across, title),
+def units(network: Network, layer: int, images: Images) -> Picture:
+    """What each unit of a layer looks for, beside the nine of `images` that excite it most."""
+    inputs = network.preprocess(images)
+    activations = analysis.activations(network, inputs)
+    values = np.asarray(activations[layer + 1])
+    numbers = np.sort(analysis.rank_units(network, layer, activations)[:24])
+    top = np.argsort(-values[:, numbers], axis=0, kind="stable").T
+    top = top[:, np.arange(9) % len(images)]  # images repeat where there are fewer than nine
+    gradients = analysis.unit_gradients(network, layer, numbers, np.asarray(inputs)[top])
+    pictures = np.asarray(gradients).reshape(-1, *images.shape[1:])
+    pairs = [_pair(*unit) for unit in zip(pictures, images[top], strict=True)]
+    title = "No hidden layer: what each class looks for"
+    if len(network.layers) > 1:
+        silent = int((np.ptp(values, axis=0) == 0).sum())
+        title = f"Hidden layer {layer + 1}: "
+        title += f"the {len(numbers)} of {values.shape[1]} units that say most"
+        title += f" ({silent} are silent on all images)" if silent else ""
+    caption = (
         "Each pair is one unit. Left, what it looks for: ink on red excites it, ink on blue "
         "silences it. Right, the nine training images that excite it most: often of one class, or "
-        "of several that share a stroke, a loop or a corner." + ("" if first else deeper),
+        "of several that share a stroke, a loop or a corner."
     )
-    down, right = pairs[0].shape[0] + gap, pairs[0].shape[1] + gap
-    for place, name in enumerate(names):
-        left, top = place % across * right, place // across * down
-        axes.text(left, top - 2, name, ha="left", va="bottom", fontsize=9)
+    if layer > 0:
+        caption += (
+            " After the first layer a unit sees no pixels but other units; shown is how each pixel "
+            "moved it, on average over its nine images."
+        )
+    columns, gap = min(4, len(pairs)), max(2, images.shape[2] // 2)
+    height, width = pairs[0].shape[0] + gap, pairs[0].shape[1] + gap
+    pairs += [np.ones_like(pairs[0])] * (-len(pairs) % columns)
+    rows = [pairs[i : i + columns] for i in range(0, len(pairs), columns)]
+    figure, axes = captioned_mosaic(mosaic(rows, gap), 2.9 * columns, title, caption)
+    for i, name in enumerate(unit_names(network, numbers)):
+        left, top = i % columns * width, i // columns * height - 2
+        axes.text(left, top, name, ha="left", va="bottom", fontsize=9)
     return figure
 
 
-def message(
-    image: Num[AnyArray, "height width"],
-    activations: Sequence[Float[AnyArray, "_"]],
-    views: Float[AnyArray, "spoke height width"],
-    numbers: Integer[AnyArray, "spoke"],
-    votes: Float[AnyArray, "units classes"],
-    bias: Float[AnyArray, "classes"],
-    class_names: Sequence[str],
-) -> Picture:
-    """From pixels to units to votes to scores: `numbers` are the units whose votes are shown."""
-    spoke, classes = len(numbers), len(class_names)
-    chosen = np.asarray(votes)[np.asarray(numbers)]
-    others = votes.sum(axis=0) - chosen.sum(axis=0)
+def _pair(
+    gradient: Float[np.ndarray, "h w"], images: Num[AnyArray, "9 h w"]
+) -> Float[np.ndarray, "_ _ 3"]:
+    """The gradient of a unit, enlarged and in colour, beside three rows of images."""
+    enlarged = signed(gradient).repeat(3, 0).repeat(3, 1)
+    framed = np.pad(enlarged, ((1, 1), (1, 1), (0, 0)), constant_values=1)
+    rows = [[_grey(image) for image in images[i : i + 3]] for i in (0, 3, 6)]
+    return mosaic([[framed, mosaic(rows, 1)]], 2)
+
+
+def unit_names(network: Network, units: Integer[np.ndarray, "units"]) -> list[str]:
+    """The numbers of hidden units; without a hidden layer, the classes that the units stand for."""
+    if len(network.layers) > 1:
+        return [f"unit {unit}" for unit in units]
+    return [network.class_names[unit] for unit in units]
+
+
+def contributions(network: Network, image: Num[AnyArray, "height width"]) -> Picture:
+    """From the pixels of an image to its units, to the votes of the last ones, to the scores."""
+    inputs, class_names = network.preprocess(image[None]), network.class_names
+    activations = [np.asarray(layer)[0] for layer in analysis.activations(network, inputs)[1:-1]]
+    votes = np.asarray(analysis.logit_contributions(network, inputs))[0]
+    strength = np.abs(votes).max(axis=1)
+    count = min(MAX_VOTERS, max(1, np.count_nonzero(strength)))
+    units = np.argsort(-strength, kind="stable")[:count]
+    rest = votes.sum(axis=0) - votes[units].sum(axis=0)
+    bias = np.asarray(network.layers[-1].bias)
     scores = votes.sum(axis=0) + bias
-    table = np.vstack([chosen, others, bias, scores])
-    answer = class_names[int(scores.argmax())]
-    silent = sum(int((np.asarray(layer) == 0).sum()) for layer in activations)
+    silent = sum(int((layer == 0).sum()) for layer in activations)
     total = sum(len(layer) for layer in activations)
     quiet = f"; {silent} of {total} stay silent" if silent else ""
     figure = captioned_figure(
-        *(max(11.0, 3.6 + 0.75 * classes), 6.4, f"The path of the message: it reads {answer}"),
+        max(11.0, 3.6 + 0.75 * len(class_names)),
+        6.4,
+        f"The path of the message: it reads {class_names[scores.argmax()]}",
         f"The image lights some of the units (left{quiet}). Each unit of the last hidden layer "
         "then votes for and against every class: its activation times its weight. The "
-        f"{spoke} loudest voters are shown with what moves them in this image. No voter decides: "
+        f"{count} loudest voters are shown with what moves them in this image. No voter decides: "
         "the many others together often say most. Each column adds up to the score of its class, "
         "and the highest score is the answer.",
     )
-    grid = figure.add_gridspec(1, 2, width_ratios=(1, 3))
-    left, right = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
-    panels = left.subplots(1 + len(activations), 1, squeeze=False)[:, 0]
-    panels[0].imshow(image, cmap="gray", vmin=0, vmax=255)
-    panels[0].set_title("the image", fontsize=9)
-    for number, (axes, layer) in enumerate(zip(panels[1:], activations, strict=True), 1):
-        most = float(np.abs(layer).max()) or 1.0
-        signed_too = np.min(layer) < 0
-        style = {"cmap": SIGNED, "vmin": -most} if signed_too else {"cmap": "inferno", "vmin": 0}
-        axes.imshow(_grid(layer), vmax=most, **style)
-        axes.set_facecolor("0.8")  # of places without a unit
-        axes.set_title(f"hidden layer {number}: {len(layer)} units", fontsize=9)
-    for axes in panels:
-        axes.set(xticks=[], yticks=[])
-    axes = right.subplots()
-    limit = np.abs(chosen).max() or 1.0
-    colored = np.vstack([chosen, np.zeros((3, classes))])  # sums are on another scale
-    axes.imshow(colored, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto")
-    for (row, column), value in np.ndenumerate(table):
-        bright = row < spoke and abs(value) > 0.6 * limit
-        best = row == len(table) - 1 and column == scores.argmax()
-        axes.text(
-            *(column, row, f"{round(float(value), 2) + 0:.2f}"),  # not -0.00
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if bright else "black",
-            weight="bold" if best else "normal",
-        )
-    for row, view in enumerate(views):
-        colors = signed(view)
-        zoom = 27 / max(view.shape)
-        box = OffsetImage(colors, zoom=zoom, interpolation="nearest")
-        axes.add_artist(AnnotationBbox(box, (-1.0, row), frameon=False))
-    names = [*(f"unit {number}" for number in numbers), f"{len(votes) - spoke} others"]
-    axes.set_yticks(range(len(table)), [*names, "bias", "score"])
-    axes.set_xticks(range(classes), class_names, rotation=90 if classes > 10 else 0)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0, labelsize=9)
-    axes.set(xlim=(-1.5, classes - 0.5), ylim=(len(table) - 0.5, -0.5))
-    axes.axhline(len(table) - 1.5, color="black", lw=1)
-    axes.spines[:].set_visible(False)
+    left, right = figure.add_gridspec(1, 2, width_ratios=(1, 3))
+    _draw_activations(figure.add_subfigure(left), image, activations)
+    axes = figure.add_subfigure(right).subplots()
+    _draw_table(axes, np.vstack([votes[units], rest, bias, scores]))
+    names = [*(f"unit {unit}" for unit in units), f"{len(votes) - count} others", "bias", "score"]
+    axes.set_yticks(range(len(names)), names)
+    rotation = 90 if len(class_names) > 10 else 0
+    axes.set_xticks(range(len(class_names)), class_names, rotation=rotation)
+    repeated = jnp.broadcast_to(inputs, (count, *inputs.shape))
+    gradients = analysis.unit_gradients(network, len(network.layers) - 2, units, repeated)
+    for row, gradient in enumerate(np.asarray(gradients).reshape(-1, *image.shape)):
+        zoom = 27 / max(gradient.shape)
+        picture = OffsetImage(signed(gradient), zoom=zoom, interpolation="nearest")
+        axes.add_artist(AnnotationBbox(picture, (-1.0, row), frameon=False))
     return figure
 
 
-def pixels(
-    images: Num[AnyArray, "n height width"],
-    pushes: Float[AnyArray, "n height width"],
-    slopes: Float[AnyArray, "n height width"],
-    answers: Sequence[str],
-) -> Picture:
-    """Each image, which of its ink pushed toward the answer and against, and where more would."""
+def _draw_activations(
+    figure: SubFigure,
+    image: Num[AnyArray, "height width"],
+    activations: Sequence[Float[np.ndarray, "_"]],
+) -> None:
+    """Draws the image, and below it the units of each hidden layer."""
+    first, *panels = figure.subplots(1 + len(activations), 1, squeeze=False)[:, 0]
+    _panel(first, image, "the image", **GREY)
+    for number, (axes, layer) in enumerate(zip(panels, activations, strict=True), 1):
+        limit = float(np.abs(layer).max()) or 1.0
+        cmap, low = (SIGNED, -limit) if layer.min() < 0 else ("inferno", 0)
+        title = f"hidden layer {number}: {len(layer)} units"
+        _panel(axes, _grid(layer), title, cmap=cmap, vmin=low, vmax=limit)
+
+
+def _draw_table(axes: Axes, table: Float[np.ndarray, "rows classes"]) -> None:
+    """Draws a row for each unit, then the sums: the other units, the bias and the scores."""
+    rows, classes = table.shape
+    colored = table.copy()
+    colored[-3:] = 0  # sums are on another scale
+    limit = np.abs(colored).max() or 1.0
+    axes.imshow(colored, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto")
+    for (row, column), value in np.ndenumerate(table):
+        color = "white" if abs(colored[row, column]) > 0.6 * limit else "black"
+        is_answer = row == rows - 1 and column == table[-1].argmax()
+        weight = "bold" if is_answer else "normal"
+        number = f"{round(float(value), 2) + 0:.2f}"  # not -0.00
+        axes.text(column, row, number, fontsize=8, color=color, weight=weight, **CENTRED)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0, labelsize=9)
+    axes.set(xlim=(-1.5, classes - 0.5), ylim=(rows - 0.5, -0.5))
+    axes.axhline(rows - 1.5, color="black", lw=1)
+    axes.spines[:].set_visible(False)
+
+
+def attributions(network: Network, images: Images) -> Picture:
+    """Each image, what each of its pixels contributed to the answer, and what more ink would do."""
+    inputs = network.preprocess(images)
+    answers = analysis.activations(network, inputs)[-1].argmax(axis=-1)
+    contributions = analysis.integrated_gradients(network, inputs, answers)
+    gradients = analysis.input_gradients(network, inputs, answers)
     count, height, width = images.shape
-    gap = max(1, width // 10)
     rows = [
         [_grey(image) for image in images],
-        [signed(push) for push in pushes],
-        [signed(slope) for slope in slopes],
+        [signed(pixels) for pixels in np.asarray(contributions).reshape(images.shape)],
+        [signed(pixels) for pixels in np.asarray(gradients).reshape(images.shape)],
     ]
-    title = "Which pixels pushed toward the answer, and which against"
+    gap = max(1, width // 10)
     figure, axes = captioned_mosaic(
-        *(mosaic(rows, gap), 1.15 * count, title),
+        mosaic(rows, gap),
+        1.15 * count,
+        "Which pixels pushed toward the answer, and which against",
         "In the middle, what each pixel's ink did: red raised the score of the answer above the "
         "mean of all scores, blue lowered it, and all of an image's pixels together add up to what "
         "its ink changed, compared with a blank page. Below, what a little more ink would do, in "
         "empty places too: a gap that must stay empty is blue.",
     )
-    for place, answer in enumerate(answers):
-        middle = place * (width + gap) + width / 2
-        axes.text(middle, -gap / 2, answer, ha="center", va="bottom", fontsize=10)
+    for i, answer in enumerate(answers):
+        middle, name = i * (width + gap) + width / 2, network.class_names[int(answer)]
+        axes.text(middle, -gap / 2, name, ha="center", va="bottom", fontsize=10)
     axes.text(-gap, -gap / 2, "read as", ha="right", va="bottom", fontsize=10)
-    for row, label in enumerate(("the image", "its ink", "more ink")):
-        middle = row * (height + gap) + height / 2
+    for i, label in enumerate(("the image", "its ink", "more ink")):
+        middle = i * (height + gap) + height / 2
         axes.text(-gap, middle, label, ha="right", va="center", fontsize=10)
     return figure
 
 
-def dropout(
-    image: Num[AnyArray, "height width"],
-    masks: Sequence[Sequence[Float[AnyArray, "_"]]],
-    answers: Float[AnyArray, "2 classes"],
-    whole: Float[AnyArray, "classes"],
-    tallies: Integer[AnyArray, "classes"],
-    label: int,
-    rate: float,
-    class_names: Sequence[str],
-    trained_with: bool,
-) -> Picture:
-    """Two masks, the probabilities of the two subnetworks that they leave, and how many agree."""
-    shown = np.sort(np.argsort(-(tallies + whole + answers.max(axis=0)), kind="stable")[:10])
-    names = [class_names[int(i)] for i in shown]
-    without = "" if trained_with else " This network was trained without it."
-    figure = captioned_figure(
-        *(11.0, 6.0, "Dropout: many networks in one"),
+def subnetworks(network: Network, examples: Examples, dropout: float, seed: int) -> Picture:
+    """Two of the networks that `dropout` makes of one, and how many of a hundred give each answer.
+
+    They read that one of `examples` on which the first twenty of them disagree most. Without
+    `dropout`, units are switched off with probability 0.5.
+    """
+    rate, class_names = dropout or 0.5, network.class_names
+    inputs = network.preprocess(examples.images)
+    keys = jax.random.split(jax.random.key(seed), 100)
+    masks = [analysis.dropout_masks(network, key, rate) for key in keys]
+
+    def logits_of(inputs: Inputs, count: int) -> Float[Array, "count n classes"]:
+        return jnp.stack(
+            [analysis.activations(network, inputs, mask)[-1] for mask in masks[:count]]
+        )
+
+    votes = jax.nn.one_hot(logits_of(inputs, 20).argmax(axis=-1), len(class_names)).sum(axis=0)
+    disputed = int(votes.max(axis=1).argmin())
+    inputs, label = inputs[disputed : disputed + 1], class_names[int(examples.labels[disputed])]
+    logits = logits_of(inputs, 100)[:, 0]
+    answers = np.asarray(logits.argmax(axis=-1))
+    counts = np.bincount(answers, minlength=len(class_names))
+    pair = [int((answers == answer).argmax()) for answer in np.argsort(-counts)[:2]]
+    by_pair = np.asarray(jax.nn.softmax(logits[np.array(pair)]))
+    by_all = np.asarray(jax.nn.softmax(analysis.activations(network, inputs)[-1]))[0]
+    shown = np.sort(np.argsort(-(counts + by_all + by_pair.max(axis=0)), kind="stable")[:10])
+
+    caption = (
         "In every step of training, dropout switches each hidden unit off with probability "
         f"{rate:g} (dark), so that each time another network answers. Here are two of them, A and "
-        f"B, and what they make of one image (a {class_names[label]}), about which such networks "
-        "disagree: the last panel counts the answers of a hundred. As no unit can rely on another, "
-        "each must be of use by itself. Once trained, the whole network answers (outlined)."
-        + without,
+        f"B, and what they make of one image (a {label}), about which such networks disagree: the "
+        "last panel counts the answers of a hundred. As no unit can rely on another, each must be "
+        "of use by itself. Once trained, the whole network answers (outlined)."
     )
+    caption += "" if dropout else " This network was trained without it."
+    figure = captioned_figure(11.0, 6.0, "Dropout: many networks in one", caption)
     rows = figure.subplots(2, 3, width_ratios=(1.2, 1.4, 1.2))
-    for (left, middle, _), name, mask, shares in zip(rows, "AB", masks, answers, strict=True):
-        kept = np.concatenate([np.asarray(layer) > 0 for layer in mask])
-        left.imshow(_grid(kept.astype(float)), cmap="gray", vmin=-0.3, vmax=1)
-        left.set_facecolor("0.8")  # of places without a unit
-        left.set_title(f"network {name}: {kept.sum()} of {len(kept)} hidden units", fontsize=9)
-        left.set(xticks=[], yticks=[])
-        middle.bar(names, 100 * np.asarray(shares)[shown], color=TRAINING)
-        middle.bar(names, 100 * np.asarray(whole)[shown], color="none", edgecolor=TEST)
+    names = [class_names[i] for i in shown]
+    for (left, middle, _), name, i, probabilities in zip(rows, "AB", pair, by_pair, strict=True):
+        active = np.concatenate([np.asarray(mask) > 0 for mask in masks[i]])
+        title = f"network {name}: {active.sum()} of {len(active)} hidden units"
+        _panel(left, _grid(active.astype(float)), title, cmap="gray", vmin=-0.3, vmax=1)
+        middle.bar(names, 100 * probabilities[shown], color=TRAINING)
+        middle.bar(names, 100 * by_all[shown], color="none", edgecolor=TEST)
         middle.set(ylim=(0, 100), ylabel=f"probability by {name}, %")
         light_grid(middle)
-    (_, _, picture), (_, _, counts) = rows
-    picture.imshow(image, cmap="gray", vmin=0, vmax=255)
-    picture.set_title(f"the image: a {class_names[label]}", fontsize=9)
-    picture.set(xticks=[], yticks=[])
-    counts.bar(names, np.asarray(tallies)[shown], color=VALIDATION)
-    counts.set(ylabel="networks of 100 that read this")
-    light_grid(counts)
+    picture, bars = rows[:, 2]
+    _panel(picture, examples.images[disputed], f"the image: a {label}", **GREY)
+    bars.bar(names, counts[shown], color=VALIDATION)
+    bars.set(ylabel="networks of 100 that read this")
+    light_grid(bars)
     return figure
 
 
-def classes(
-    before: Float[AnyArray, "n 2"],
-    after: Float[AnyArray, "n 2"],
-    labels: Integer[AnyArray, "n"],
-    class_names: Sequence[str],
-) -> Picture:
-    """Where images lie by their pixels and by the last hidden layer, two directions of each."""
+def class_map(network: Network, images: Images, labels: Labels) -> Picture:
+    """Where images lie by their pixels and by the last hidden layer, in two directions of each."""
     figure = captioned_figure(
-        *(11.0, 6.0, "Where the classes lie"),
+        11.0,
+        6.0,
+        "Where the classes lie",
         f"Each dot is one of {len(labels):,} test images, in the two directions along which they "
         "lie widest apart (PCA). By their pixels, most classes lie in one heap. By the activations "
         "of the last hidden layer they have drawn apart, as far as two directions can show it, so "
         "that the last layer of weights can tell them from each other.",
     )
-    colors = matplotlib.colormaps["tab10" if len(class_names) <= 10 else "turbo"]
-    for axes, places, title in zip(
-        figure.subplots(1, 2), (before, after), ("pixels", "the last hidden layer"), strict=True
-    ):
-        for i, name in enumerate(class_names):
-            own = np.asarray(places)[np.asarray(labels) == i]
-            if not len(own):
-                continue
-            color = colors(i / 9.99 if len(class_names) <= 10 else i / len(class_names))
+    inputs, *_, hidden, _ = analysis.activations(network, network.preprocess(images))
+    left, right = figure.subplots(1, 2)
+    panels = ((left, inputs, "pixels"), (right, hidden, "the last hidden layer"))
+    count = len(network.class_names)
+    colormap = matplotlib.colormaps["tab10" if count <= 10 else "turbo"]
+    box = {"boxstyle": "circle,pad=0.2", "color": "white", "alpha": 0.8}
+    for axes, features, title in panels:
+        points = analysis.principal_components(np.asarray(features))
+        for label in np.unique(labels):
+            own, name = points[labels == label], network.class_names[label]
+            color = colormap(label / 9.99 if count <= 10 else label / count)
             axes.plot(*own.T, ".", markersize=3, alpha=0.5, color=color)
-            box = {"boxstyle": "circle,pad=0.2", "color": "white", "alpha": 0.8}
-            axes.text(
-                *np.median(own, axis=0),
-                name,
-                ha="center",
-                va="center",
-                bbox=box,
-                color=color,
-                weight="bold",
-                fontsize=10,
-                zorder=3,
-            )
+            style = {"color": color, "weight": "bold", "fontsize": 10, "bbox": box, "zorder": 3}
+            axes.text(*np.median(own, axis=0), name, **style, **CENTRED)
         axes.set(title=title, xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     return figure
 
 
+def _panel(axes: Axes, values: Num[AnyArray, "h w"], title: str, **style: Any) -> None:
+    axes.imshow(values, **style)
+    axes.set_facecolor("0.8")  # of places without a unit
+    axes.set_title(title, fontsize=9)
+    axes.set(xticks=[], yticks=[])
+
+
 def _grid(values: Float[AnyArray, "units"]) -> Float[np.ndarray, "rows columns"]:
-    """A layer's units, row by row, as near to twice as wide as high as it gets."""
+    """The units of a layer in rows, about twice as wide as high, with NaN after the last."""
     columns = max(1, math.ceil(math.sqrt(2 * len(values))))
     rows = math.ceil(len(values) / columns)
-    grid = np.full(rows * columns, np.nan)
-    grid[: len(values)] = values
-    return grid.reshape(rows, columns)
+    padding = rows * columns - len(values)
+    return np.pad(values, (0, padding), constant_values=np.nan).reshape(rows, columns)
 
 
 def _grey(image: Num[AnyArray, "h w"]) -> Float[np.ndarray, "h w 3"]:
