@@ -1,4 +1,4 @@
-"""What the parts of a trained MLP contribute, and how its cost changes, as arrays."""
+"""Arrays that explain a trained MLP: activations, contributions, gradients, and its cost."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -81,7 +81,7 @@ def unit_gradients(
     units: Integer[AnyArray, "units"],
     inputs: Float[AnyArray, "units n p"],
 ) -> Float[Array, "units p"]:
-    """The gradient of each unit's pre-activation by the pixels, averaged over its own `inputs`.
+    """The gradient of each unit's pre-activation by the pixels, the mean over its own `inputs`.
 
     `layer` counts from 0. In the first layer these are the unit's weights, whatever the inputs.
     """
@@ -96,15 +96,16 @@ def unit_gradients(
 def rank_units(
     network: Network, layer: int, activations: Sequence[Float[AnyArray, "n _"]]
 ) -> Integer[np.ndarray, "units"]:
-    """The units of a layer, ordered by how much what they pass on varies, largest first.
+    """The units of a layer, most influential first.
 
-    Units that fewer than nine images excite are left out, unless all are such.
+    The influence of a unit is the standard deviation of its activation times the norm of its
+    outgoing weights. Units that fewer than nine images excite are left out, unless all are.
     """
     values = np.asarray(activations[layer + 1])
-    spread = values.std(axis=0)
+    influence = values.std(axis=0)
     if layer + 1 < len(network.layers):
-        spread = spread * np.linalg.norm(network.layers[layer + 1].kernel, axis=1)
-    order = np.argsort(-spread, kind="stable")
+        influence = influence * np.linalg.norm(network.layers[layer + 1].kernel, axis=1)
+    order = np.argsort(-influence, kind="stable")
     active = (values > values.min(axis=0)).sum(axis=0) >= 9
     return order[active[order]] if active.any() else order
 
@@ -143,7 +144,7 @@ class WeightSweep(NamedTuple):
 
 
 def sweep_weight(layers: tuple[Layer, ...], cost_of: CostOf, learning_rate: float) -> WeightSweep:
-    """A sweep of the weight of the last layer by which the cost changes most."""
+    """A sweep of that weight of the last layer to which the cost is most sensitive."""
     last = len(layers) - 1
     gradient = np.asarray(jax.grad(cost_of)(layers)[last].kernel)
     row, column = map(int, np.unravel_index(np.abs(gradient).argmax(), gradient.shape))
@@ -175,7 +176,7 @@ class Landscape(NamedTuple):
 
 
 def landscape(path: Sequence[PyTree], cost_of: CostOf, size: int) -> Landscape:
-    """`cost_of` the parameters on the plane along which `path` extends furthest from its end.
+    """`cost_of` the parameters on the plane in which `path` extends furthest from its end.
 
     `path` has at least three points. Source: Li, Xu, Taylor, Studer & Goldstein, "Visualizing the
     loss landscape of neural nets", NeurIPS 2018, section 7.2.

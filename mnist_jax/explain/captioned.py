@@ -10,27 +10,27 @@ from mnist_jax.plots import Picture
 
 
 def captioned_figure(width: float, height: float, title: str, caption: str) -> Picture:
-    """An empty figure, in inches, with its title above and its caption below."""
+    """An empty figure of `width` by `height` inches, with a title above and a caption below."""
     figure = Picture(figsize=(width, height), layout="constrained")
     figure.suptitle(title, fontsize=13)
-    figure.supxlabel(
-        "\n".join(_wrapped(caption, width)), fontsize=9, color="0.3", x=0.02, ha="left"
-    )
+    lines = "\n".join(_wrap(caption, width))
+    figure.supxlabel(lines, fontsize=9, color="0.3", x=0.02, ha="left")
     return figure
 
 
 def captioned_mosaic(
     canvas: Float[np.ndarray, "h w 3"], width: float, title: str, caption: str
 ) -> tuple[Picture, Axes]:
-    """A figure of one coloured picture, as high as it needs to be."""
-    whole = max(width, 7.0) + 0.6  # for the words
-    height = width * canvas.shape[0] / canvas.shape[1] + 0.9 + 0.17 * len(_wrapped(caption, whole))
-    figure = captioned_figure(whole, height, title, caption)
+    """A figure of one coloured picture, `width` inches wide, and the axes that show it."""
+    figure_width = max(width, 7.0) + 0.6  # wide enough for the words
+    lines = len(_wrap(caption, figure_width))
+    height = width * canvas.shape[0] / canvas.shape[1] + 0.9 + 0.17 * lines
+    figure = captioned_figure(figure_width, height, title, caption)
     axes = figure.subplots()
     axes.imshow(canvas, interpolation="nearest")
     axes.set_axis_off()
     return figure, axes
 
 
-def _wrapped(caption: str, width: float) -> list[str]:
+def _wrap(caption: str, width: float) -> list[str]:
     return textwrap.wrap(caption, int(13.5 * width))

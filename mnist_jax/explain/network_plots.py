@@ -1,7 +1,6 @@
 """Figures of what a network computes: its units, votes, pixels, subnetworks and classes."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,9 +19,7 @@ from mnist_jax.explain.captioned import captioned_figure, captioned_mosaic
 from mnist_jax.plots import SIGNED, TEST, TRAINING, VALIDATION, Picture, light_grid, mosaic, signed
 from mnist_jax.preprocess import AnyArray, Images, Inputs, Labels
 
-MAX_VOTERS = 10
-"""Units of the last hidden layer whose votes are shown."""
-
+MAX_VOTERS = 10  # units of the last hidden layer whose votes are shown
 CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
 GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
 
@@ -40,19 +37,18 @@ def units(network: Network, layer: int, images: Images) -> Picture:
     pairs = [_pair(*unit) for unit in zip(pictures, images[top], strict=True)]
     title = "No hidden layer: what each class looks for"
     if len(network.layers) > 1:
-        silent = int((np.ptp(values, axis=0) == 0).sum())
-        title = f"Hidden layer {layer + 1}: "
-        title += f"the {len(numbers)} of {values.shape[1]} units that say most"
+        silent, count = int((np.ptp(values, axis=0) == 0).sum()), values.shape[1]
+        title = f"Hidden layer {layer + 1}: the {len(numbers)} most influential of {count} units"
         title += f" ({silent} are silent on all images)" if silent else ""
     caption = (
-        "Each pair is one unit. Left, what it looks for: ink on red excites it, ink on blue "
-        "silences it. Right, the nine training images that excite it most: often of one class, or "
-        "of several that share a stroke, a loop or a corner."
+        "Each pair shows one unit. On the left is what it looks for: ink on red excites the unit, "
+        "ink on blue silences it. On the right are the nine training images that excite it most. "
+        "They often belong to one class, or share a stroke, a loop or a corner."
     )
     if layer > 0:
         caption += (
-            " After the first layer a unit sees no pixels but other units; shown is how each pixel "
-            "moved it, on average over its nine images."
+            " A unit of this layer does not see the pixels but the units before it. Its picture "
+            "shows how each pixel affects it through them, on average over its nine images."
         )
     columns, gap = min(4, len(pairs)), max(2, images.shape[2] // 2)
     height, width = pairs[0].shape[0] + gap, pairs[0].shape[1] + gap
@@ -83,7 +79,7 @@ def unit_names(network: Network, units: Integer[np.ndarray, "units"]) -> list[st
 
 
 def contributions(network: Network, image: Num[AnyArray, "height width"]) -> Picture:
-    """From the pixels of an image to its units, to the votes of the last ones, to the scores."""
+    """The activations that an image causes, the votes of the last hidden layer, and the scores."""
     inputs, class_names = network.preprocess(image[None]), network.class_names
     activations = [np.asarray(layer)[0] for layer in analysis.activations(network, inputs)[1:-1]]
     votes = np.asarray(analysis.logit_contributions(network, inputs))[0]
@@ -95,17 +91,17 @@ def contributions(network: Network, image: Num[AnyArray, "height width"]) -> Pic
     scores = votes.sum(axis=0) + bias
     silent = sum(int((layer == 0).sum()) for layer in activations)
     total = sum(len(layer) for layer in activations)
-    quiet = f"; {silent} of {total} stay silent" if silent else ""
-    figure = captioned_figure(
-        max(11.0, 3.6 + 0.75 * len(class_names)),
-        6.4,
-        f"The path of the message: it reads {class_names[scores.argmax()]}",
-        f"The image lights some of the units (left{quiet}). Each unit of the last hidden layer "
-        "then votes for and against every class: its activation times its weight. The "
-        f"{count} loudest voters are shown with what moves them in this image. No voter decides: "
-        "the many others together often say most. Each column adds up to the score of its class, "
-        "and the highest score is the answer.",
+    silence = f"; {silent} of {total} stay silent" if silent else ""
+    title = f"From the image to the answer: the network reads {class_names[scores.argmax()]}"
+    caption = (
+        f"The image excites some of the units (left{silence}). Each unit of the last hidden layer "
+        "then votes for or against every class. A vote is the unit's activation times its weight "
+        f"to that class. The table lists the {count} units with the largest votes, with small "
+        "pictures of what excites them in this image. No single unit decides: the others together "
+        "often say more. Each column adds up to the score of its class. The highest score is the "
+        "answer."
     )
+    figure = captioned_figure(max(11.0, 3.6 + 0.75 * len(class_names)), 6.4, title, caption)
     left, right = figure.add_gridspec(1, 2, width_ratios=(1, 3))
     _draw_activations(figure.add_subfigure(left), image, activations)
     axes = figure.add_subfigure(right).subplots()
@@ -123,15 +119,11 @@ def contributions(network: Network, image: Num[AnyArray, "height width"]) -> Pic
     return figure
 
 
-def _draw_activations(
-    figure: SubFigure,
-    image: Num[AnyArray, "height width"],
-    activations: Sequence[Float[np.ndarray, "_"]],
-) -> None:
-    """Draws the image, and below it the units of each hidden layer."""
-    first, *panels = figure.subplots(1 + len(activations), 1, squeeze=False)[:, 0]
+def _draw_activations(figure: SubFigure, image: AnyArray, layers: list[np.ndarray]) -> None:
+    """Draws the image, and below it the activations of each hidden layer."""
+    first, *panels = figure.subplots(1 + len(layers), 1, squeeze=False)[:, 0]
     _panel(first, image, "the image", **GREY)
-    for number, (axes, layer) in enumerate(zip(panels, activations, strict=True), 1):
+    for number, (axes, layer) in enumerate(zip(panels, layers, strict=True), 1):
         limit = float(np.abs(layer).max()) or 1.0
         cmap, low = (SIGNED, -limit) if layer.min() < 0 else ("inferno", 0)
         title = f"hidden layer {number}: {len(layer)} units"
@@ -139,10 +131,10 @@ def _draw_activations(
 
 
 def _draw_table(axes: Axes, table: Float[np.ndarray, "rows classes"]) -> None:
-    """Draws a row for each unit, then the sums: the other units, the bias and the scores."""
+    """Draws a row for each unit, then one each for the other units, the bias and the scores."""
     rows, classes = table.shape
     colored = table.copy()
-    colored[-3:] = 0  # sums are on another scale
+    colored[-3:] = 0  # these rows have another scale
     limit = np.abs(colored).max() or 1.0
     axes.imshow(colored, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto")
     for (row, column), value in np.ndenumerate(table):
@@ -159,7 +151,7 @@ def _draw_table(axes: Axes, table: Float[np.ndarray, "rows classes"]) -> None:
 
 
 def attributions(network: Network, images: Images) -> Picture:
-    """Each image, what each of its pixels contributed to the answer, and what more ink would do."""
+    """Images, what each of their pixels contributed to the answer, and what more ink would do."""
     inputs = network.preprocess(images)
     answers = analysis.activations(network, inputs)[-1].argmax(axis=-1)
     contributions = analysis.integrated_gradients(network, inputs, answers)
@@ -171,15 +163,14 @@ def attributions(network: Network, images: Images) -> Picture:
         [signed(pixels) for pixels in np.asarray(gradients).reshape(images.shape)],
     ]
     gap = max(1, width // 10)
-    figure, axes = captioned_mosaic(
-        mosaic(rows, gap),
-        1.15 * count,
-        "Which pixels pushed toward the answer, and which against",
-        "In the middle, what each pixel's ink did: red raised the score of the answer above the "
-        "mean of all scores, blue lowered it, and all of an image's pixels together add up to what "
-        "its ink changed, compared with a blank page. Below, what a little more ink would do, in "
-        "empty places too: a gap that must stay empty is blue.",
+    title = "Which pixels spoke for the answer, and which against it"
+    caption = (
+        "Middle: what the ink in each pixel did. Red raised the score of the answer above the mean "
+        "of all scores, blue lowered it. All pixels together add up to the difference between the "
+        "image and a blank page. Bottom: what a little more ink would do, in empty places too. A "
+        "gap that must stay empty is blue."
     )
+    figure, axes = captioned_mosaic(mosaic(rows, gap), 1.15 * count, title, caption)
     for i, answer in enumerate(answers):
         middle, name = i * (width + gap) + width / 2, network.class_names[int(answer)]
         axes.text(middle, -gap / 2, name, ha="center", va="bottom", fontsize=10)
@@ -191,10 +182,10 @@ def attributions(network: Network, images: Images) -> Picture:
 
 
 def subnetworks(network: Network, examples: Examples, dropout: float, seed: int) -> Picture:
-    """Two of the networks that `dropout` makes of one, and how many of a hundred give each answer.
+    """Two networks that `dropout` makes of one, and how many of a hundred give each answer.
 
-    They read that one of `examples` on which the first twenty of them disagree most. Without
-    `dropout`, units are switched off with probability 0.5.
+    They read the one of `examples` about which the first twenty networks disagree most. Where
+    `dropout` is 0, units are switched off with probability 0.5.
     """
     rate, class_names = dropout or 0.5, network.class_names
     inputs = network.preprocess(examples.images)
@@ -202,9 +193,8 @@ def subnetworks(network: Network, examples: Examples, dropout: float, seed: int)
     masks = [analysis.dropout_masks(network, key, rate) for key in keys]
 
     def logits_of(inputs: Inputs, count: int) -> Float[Array, "count n classes"]:
-        return jnp.stack(
-            [analysis.activations(network, inputs, mask)[-1] for mask in masks[:count]]
-        )
+        logits = [analysis.activations(network, inputs, mask)[-1] for mask in masks[:count]]
+        return jnp.stack(logits)
 
     votes = jax.nn.one_hot(logits_of(inputs, 20).argmax(axis=-1), len(class_names)).sum(axis=0)
     disputed = int(votes.max(axis=1).argmin())
@@ -215,68 +205,69 @@ def subnetworks(network: Network, examples: Examples, dropout: float, seed: int)
     pair = [int((answers == answer).argmax()) for answer in np.argsort(-counts)[:2]]
     by_pair = np.asarray(jax.nn.softmax(logits[np.array(pair)]))
     by_all = np.asarray(jax.nn.softmax(analysis.activations(network, inputs)[-1]))[0]
-    shown = np.sort(np.argsort(-(counts + by_all + by_pair.max(axis=0)), kind="stable")[:10])
+    likelihood = counts + by_all + by_pair.max(axis=0)
+    classes = np.sort(np.argsort(-likelihood, kind="stable")[:10])
 
     caption = (
         "In every step of training, dropout switches each hidden unit off with probability "
-        f"{rate:g} (dark), so that each time another network answers. Here are two of them, A and "
-        f"B, and what they make of one image (a {label}), about which such networks disagree: the "
-        "last panel counts the answers of a hundred. As no unit can rely on another, each must be "
-        "of use by itself. Once trained, the whole network answers (outlined)."
+        f"{rate:g} (dark), so that a different network answers each time. Here two of these "
+        "networks, A and B, read the same image. Such networks disagree about it: the last panel "
+        "counts the answers of a hundred. No unit can rely on the others, so each learns to be "
+        "useful by itself. Outlined bars show the answer of the trained network, with all of its "
+        "units."
     )
-    caption += "" if dropout else " This network was trained without it."
+    caption += "" if dropout else " This network was trained without dropout."
     figure = captioned_figure(11.0, 6.0, "Dropout: many networks in one", caption)
     rows = figure.subplots(2, 3, width_ratios=(1.2, 1.4, 1.2))
-    names = [class_names[i] for i in shown]
+    names = [class_names[i] for i in classes]
     for (left, middle, _), name, i, probabilities in zip(rows, "AB", pair, by_pair, strict=True):
         active = np.concatenate([np.asarray(mask) > 0 for mask in masks[i]])
         title = f"network {name}: {active.sum()} of {len(active)} hidden units"
         _panel(left, _grid(active.astype(float)), title, cmap="gray", vmin=-0.3, vmax=1)
-        middle.bar(names, 100 * probabilities[shown], color=TRAINING)
-        middle.bar(names, 100 * by_all[shown], color="none", edgecolor=TEST)
-        middle.set(ylim=(0, 100), ylabel=f"probability by {name}, %")
+        middle.bar(names, 100 * probabilities[classes], color=TRAINING)
+        middle.bar(names, 100 * by_all[classes], color="none", edgecolor=TEST)
+        middle.set(ylim=(0, 100), ylabel=f"probability by {name} (%)")
         light_grid(middle)
     picture, bars = rows[:, 2]
-    _panel(picture, examples.images[disputed], f"the image: a {label}", **GREY)
-    bars.bar(names, counts[shown], color=VALIDATION)
-    bars.set(ylabel="networks of 100 that read this")
+    _panel(picture, examples.images[disputed], f"the image, of class {label}", **GREY)
+    bars.bar(names, counts[classes], color=VALIDATION)
+    bars.set(ylabel="networks out of 100")
     light_grid(bars)
     return figure
 
 
 def class_map(network: Network, images: Images, labels: Labels) -> Picture:
-    """Where images lie by their pixels and by the last hidden layer, in two directions of each."""
-    figure = captioned_figure(
-        11.0,
-        6.0,
-        "Where the classes lie",
-        f"Each dot is one of {len(labels):,} test images, in the two directions along which they "
-        "lie widest apart (PCA). By their pixels, most classes lie in one heap. By the activations "
-        "of the last hidden layer they have drawn apart, as far as two directions can show it, so "
-        "that the last layer of weights can tell them from each other.",
+    """Images in two principal components of their pixels and of the last hidden layer."""
+    caption = (
+        f"Each dot is one of {len(labels):,} test images, placed along the two directions in which "
+        "the images differ most (PCA). By their pixels, most classes overlap. By the activations "
+        "of the last hidden layer they have moved apart, as far as two directions can show it. "
+        "That lets the last layer of weights tell them apart."
     )
+    figure = captioned_figure(11.0, 6.0, "Where the classes lie", caption)
     inputs, *_, hidden, _ = analysis.activations(network, network.preprocess(images))
     left, right = figure.subplots(1, 2)
     panels = ((left, inputs, "pixels"), (right, hidden, "the last hidden layer"))
     count = len(network.class_names)
-    colormap = matplotlib.colormaps["tab10" if count <= 10 else "turbo"]
+    colors = matplotlib.colormaps["tab10" if count <= 10 else "turbo"].resampled(max(count, 10))
     box = {"boxstyle": "circle,pad=0.2", "color": "white", "alpha": 0.8}
     for axes, features, title in panels:
         points = analysis.principal_components(np.asarray(features))
         for label in np.unique(labels):
-            own, name = points[labels == label], network.class_names[label]
-            color = colormap(label / 9.99 if count <= 10 else label / count)
-            axes.plot(*own.T, ".", markersize=3, alpha=0.5, color=color)
+            places, name = points[labels == label], network.class_names[label]
+            color = colors(int(label))
+            axes.plot(*places.T, ".", markersize=3, alpha=0.5, color=color)
             style = {"color": color, "weight": "bold", "fontsize": 10, "bbox": box, "zorder": 3}
-            axes.text(*np.median(own, axis=0), name, **style, **CENTRED)
+            axes.text(*np.median(places, axis=0), name, **style, **CENTRED)
         axes.set(title=title, xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     return figure
 
 
 def _panel(axes: Axes, values: Num[AnyArray, "h w"], title: str, **style: Any) -> None:
+    """Shows `values` as a picture without ticks, grey where there is no unit (NaN)."""
     axes.imshow(values, **style)
-    axes.set_facecolor("0.8")  # of places without a unit
+    axes.set_facecolor("0.8")
     axes.set_title(title, fontsize=9)
     axes.set(xticks=[], yticks=[])
 

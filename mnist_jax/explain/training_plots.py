@@ -24,26 +24,27 @@ def weight_sweep(
     `images` is the number of images over which the cost is taken.
     """
     (layer, row, column), values, costs, derivatives, steps = sweep
-    figure = captioned_figure(
-        8.5,
-        5.4,
-        f"One weight, moved: from {'unit' if layer else 'pixel'} {row} "
-        f"to class {class_names[column]}",
-        f"Before training all weights are random. Here is what the cost, over {images:,} training "
-        "images, would be if this one were another and all others stayed. The orange arrows point "
-        "downhill; how steep they are is the derivative: how much the cost changes when the weight "
-        f"is nudged. SGD moves the weight by {learning_rate:g} times the derivative, downhill, and "
-        f"again from there: the dots are every tenth of {len(steps) - 1} such steps, shorter and "
-        "shorter as it gets flat. Training does that with every weight at once.",
+    source = f"{'unit' if layer else 'pixel'} {row}"
+    title = f"One weight: from {source} to class {class_names[column]}"
+    caption = (
+        "Before training, all weights are random. The curve shows what the cost, over "
+        f"{images:,} training images, would be if this weight had another value and all others "
+        "stayed as they are. The orange arrows point downhill. Their slope is the derivative: how "
+        "much the cost changes when the weight is nudged. SGD moves the weight downhill by "
+        f"{learning_rate:g} times the derivative, and again from there. The green dots are every "
+        f"tenth of {len(steps) - 1} such steps, which get shorter as the curve gets flatter. "
+        "Training does this with every weight at once."
     )
+    figure = captioned_figure(8.5, 5.4, title, caption)
     axes = figure.subplots()
     axes.plot(values, costs, color=TRAINING, lw=2)
+    # About an inch along each axis, so that all arrows have the same length on the page.
     inch = float(np.ptp(values)) / 8.5, (float(np.ptp(costs)) or 1.0) / 4
     for i in np.linspace(0, len(values) - 1, 9).round().astype(int)[1:-1]:
         slope = float(derivatives[i])
         run = -np.sign(slope) * 0.9 * inch[0] / math.hypot(1, slope * inch[0] / inch[1])
         _arrow(axes, (values[i], costs[i]), run, slope, VALIDATION)
-    axes.plot([], [], "-", color=VALIDATION, label="downhill, as steep as the derivative")
+    axes.plot([], [], "-", color=VALIDATION, label="tangents, pointing downhill")
     axes.plot(*steps[::10].T, "o", color="tab:green", markersize=5, label="SGD, every tenth step")
     axes.plot(*steps[0], "o", color=TEST, markersize=7, label="where it starts")
     step = float(steps[1, 0] - steps[0, 0])
@@ -51,17 +52,17 @@ def weight_sweep(
     axes.legend(frameon=False, fontsize=9, loc="upper left" if step < 0 else "upper right")
     light_grid(axes)
 
-    # The first step is too short to be seen without a magnifying glass.
+    # The first step is too short to be seen without an enlargement.
     slope = -step / learning_rate
     nearby = steps[0, 0] + step * np.linspace(-1, 2, 9)
-    glass = axes.inset_axes((0.36, 0.55, 0.26, 0.36))
-    glass.plot(nearby, np.interp(nearby, values, costs), color=TRAINING, lw=2)
-    glass.plot(*steps[0], "o", color=TEST, markersize=7)
-    _arrow(glass, steps[0], step, slope, "tab:green")
-    glass.set(xticks=[], yticks=[])
+    inset = axes.inset_axes((0.36, 0.55, 0.26, 0.36))
+    inset.plot(nearby, np.interp(nearby, values, costs), color=TRAINING, lw=2)
+    inset.plot(*steps[0], "o", color=TEST, markersize=7)
+    _arrow(inset, steps[0], step, slope, "tab:green")
+    inset.set(xticks=[], yticks=[])
     side = "left" if step < 0 else "right"
-    title = f"the first step, near by:\n{learning_rate:g} x {abs(slope):.2g} to the {side}"
-    glass.set_title(title, fontsize=9)
+    title = f"the first step, enlarged:\n{learning_rate:g} x {abs(slope):.2g} to the {side}"
+    inset.set_title(title, fontsize=9)
     return figure
 
 
@@ -76,18 +77,16 @@ def landscape(
     `images` is the number of images over which the cost is taken.
     """
     path, grid, costs, share, parameters = landscape
-    figure = captioned_figure(
-        10.5,
-        5.2,
-        "Rolling downhill: the path of training",
-        f"Left, the cost as training went on, over {images:,} training images without dropout. "
-        f"Right, the same cost as a landscape: of the {parameters:,} directions that the weights "
-        "can move in, the two along which training moved them most, which hold "
-        f"{100 * share:.0f} % of the movement. Contours are closer where it is steep, dark is "
-        "low; the path begins at the ring, with random weights, and ends at the star. It runs a "
-        "little beside this plane, and is seen from above. "
-        f"The dots are those on the left, after {_listed(epochs)} epochs.",
+    caption = (
+        f"Left: the cost during training, over {images:,} training images and without dropout. "
+        "Right: the same cost as a landscape, seen from above. The weights can move in "
+        f"{parameters:,} directions. The map shows the two in which training moved them most, "
+        f"which hold {100 * share:.0f} % of the movement. Dark is low, and contours are closer "
+        "where it is steep. The path begins at the ring, with random weights, and ends at the "
+        "star. Its dots are those on the left. The path does not lie exactly in this plane, so the "
+        "colour beside a dot is not exactly its cost."
     )
+    figure = captioned_figure(10.5, 5.2, "Rolling downhill: the path of training", caption)
     left, right = figure.subplots(1, 2, width_ratios=(2, 3))
     left.plot(epochs, path_costs, "o-", color=TRAINING, markersize=4)
     left.set(xlabel="epoch", ylabel="cost (cross-entropy)", yscale="log")
@@ -104,10 +103,9 @@ def landscape(
     right.plot(*path.T, "o-", color="white", markersize=4, lw=1.5)
     right.plot(*path[0], "o", markersize=11, markerfacecolor="none", color="white")
     right.plot(*path[-1], "*", markersize=15, color="white")
-    right.set(xlabel="the direction it moved most in", ylabel="the next", aspect="equal")
-    bar = figure.colorbar(
-        filled, ax=right, label="cost", ticks=LogLocator(subs=(1, 3)), format="%g"
-    )
+    right.set(xlabel="direction of most movement", ylabel="second direction", aspect="equal")
+    ticks = LogLocator(subs=(1, 3))
+    bar = figure.colorbar(filled, ax=right, label="cost", ticks=ticks, format="%g")
     bar.ax.minorticks_off()
     return figure
 
@@ -129,14 +127,13 @@ def weight_history(
         [signed(frame, float(limit)) for frame in unit]
         for unit, limit in zip(frames.swapaxes(0, 1), limits, strict=True)
     ]
-    figure, axes = captioned_mosaic(
-        mosaic(rows, gap),
-        1.05 * count,
-        "Training as a film: the first layer",
-        "Each row is one unit's weights, from the random start on the left: ink on red excites it, "
-        "ink on blue silences it. Nobody tells a unit what to look for: strokes appear because "
-        "they lower the cost, which stands below.",
+    caption = (
+        "Each row shows the weights of one unit, from its random start on the left: ink on red "
+        "excites it, ink on blue silences it. Nobody tells a unit what to look for. Strokes appear "
+        "because they lower the cost (below)."
     )
+    title = "Training as a film: the first layer"
+    figure, axes = captioned_mosaic(mosaic(rows, gap), 1.05 * count, title, caption)
     bottom = len(rows) * (height + gap)
     for i, (epoch, cost) in enumerate(zip(epochs, costs, strict=True)):
         middle = i * (width + gap) + width / 2
@@ -153,7 +150,3 @@ def _arrow(axes: Axes, start: Any, run: float, slope: float, color: str) -> None
     """Draws an arrow from `start` (x, y) to the place `run` further along a line of `slope`."""
     style = {"arrowstyle": "-|>", "color": color, "lw": 1.8, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (start[0] + run, start[1] + run * slope), start, arrowprops=style)
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:3])) + (", ..." if len(numbers) > 3 else "")

@@ -62,7 +62,7 @@ def test_a_unit_stands_beside_its_nine_images():
     images = random_images(40, 2)
     figure = network_plots.units(net, 0, images)
     assert texts(figure) == [f"unit {unit}" for unit in range(5)]
-    assert "Hidden layer 1: the 5 of 5 units" in figure.get_suptitle()
+    assert "Hidden layer 1: the 5 most influential of 5 units" in figure.get_suptitle()
     drawn = canvas(figure)
     left, top = map(int, figure.axes[0].texts[4].get_position())
     top += 2
@@ -108,7 +108,7 @@ def test_the_table_of_votes_adds_up(monkeypatch):
     np.testing.assert_allclose(cells[4], scores[0], atol=0.006)
     rows = [label.get_text() for label in table.get_yticklabels()]
     assert rows == [*(f"unit {unit}" for unit in loudest), "4 others", "bias", "score"]
-    assert f"it reads {NAMES[int(scores.argmax())]}" in figure.get_suptitle()
+    assert f"the network reads {NAMES[int(scores.argmax())]}" in figure.get_suptitle()
     silent = sum(int((layer == 0).sum()) for layer in layers)
     assert silent > 0
     assert f"{silent} of 10 stay silent" in caption(figure)
@@ -137,7 +137,7 @@ def test_two_subnetworks_answer_by_the_units_that_dropout_leaves_them():
     mask_a, bars_a, picture, mask_b, bars_b, counts = figure.axes
     image = np.asarray(picture.images[0].get_array())
     index = int(np.flatnonzero((images == image).all((1, 2)))[0])
-    assert picture.get_title() == f"the image: a {NAMES[index % 3]}"
+    assert picture.get_title() == f"the image, of class {NAMES[index % 3]}"
     full = 100 * np.asarray(jax.nn.softmax(hidden(net, image[None])[-1][0]))
     for name, mask, bars in (("A", mask_a, bars_a), ("B", mask_b, bars_b)):
         active = np.ma.compressed(mask.images[0].get_array())
@@ -149,7 +149,7 @@ def test_two_subnetworks_answer_by_the_units_that_dropout_leaves_them():
         np.testing.assert_allclose(heights, expected, rtol=1e-3, atol=1e-3)
     assert sum(bar.get_height() for bar in counts.patches) == 100
     assert "probability 0.5" in caption(figure)
-    assert caption(figure).endswith("This network was trained without it.")
+    assert caption(figure).endswith("This network was trained without dropout.")
 
 
 @pytest.mark.parametrize("sizes", [(16, 7), (16, 9, 8)])

@@ -114,7 +114,7 @@ def test_the_two_networks_of_dropout_disagree(drawn, digits):
     mask_a, bars_a, picture, mask_b, bars_b, tally = figure.axes
     image = np.asarray(picture.images[0].get_array())
     label = digits.test.labels[(digits.test.images == image).all((1, 2))].item()
-    assert picture.get_title() == f"the image: a {label}"
+    assert picture.get_title() == f"the image, of class {label}"
     assert "probability 0.2" in figure._supxlabel.get_text()
     counts = np.array([bar.get_height() for bar in tally.patches])
     assert counts.sum() == 100
