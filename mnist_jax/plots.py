@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from jaxtyping import Float, Integer, Num
+from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -74,8 +75,7 @@ def curves(
     accuracy.set(title="Accuracy (%)", xlabel="epoch", ylim=(None, 100))
     for axes in (loss, accuracy):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        light_grid(axes)
     loss.legend(frameon=False)
     seeds = len(metrics[0]["train_loss"])
     band = f"mean of {seeds} seeds, band from lowest to highest" if seeds > 1 else ""
@@ -211,6 +211,12 @@ def mosaic(
             top, left = i * (height + gap), j * (width + gap)
             canvas[top : top + height, left : left + width] = picture
     return canvas
+
+
+def light_grid(axes: Axes) -> None:
+    """Gives `axes` a faint grid, and takes its upper and right border away."""
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def show(figure: Figure) -> bool:

@@ -1,0 +1,79 @@
+"""What the figures of training show, read back from their artists."""
+
+import numpy as np
+import pytest
+
+from mnist_jax.explain import training_plots
+from mnist_jax.explain.analysis import Landscape, WeightSweep
+
+
+def texts(figure) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def canvas(figure) -> np.ndarray:
+    return np.asarray(figure.axes[0].images[0].get_array())
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_tangents_touch_the_curve_and_point_down(side):
+    values = np.linspace(-2, 2, 81)
+    costs, slopes = values**2, 2 * values
+    weights = side * 1.5 * 0.8 ** np.arange(20)
+    steps = np.stack([weights, weights**2], axis=1)
+    sweep = WeightSweep((1, 7, 2), values, costs, slopes, steps)
+    figure = training_plots.weight_sweep(sweep, 0.1, 1000, ("zero", "one", "two"))
+    assert "from unit 7 to class two" in figure.get_suptitle()
+    axes, glass = figure.axes[0], figure.axes[0].child_axes[0]
+    arrows = [text for text in axes.texts if hasattr(text, "arrow_patch")]
+    assert len(arrows) == 7
+    for arrow in arrows:
+        (x, y), (end, height) = arrow.xyann, arrow.xy
+        assert y == pytest.approx(x**2)
+        assert height - y == pytest.approx(2 * x * (end - x), abs=1e-9)
+        assert height <= y
+    (first,) = glass.texts
+    assert first.xyann == pytest.approx((side * 1.5, 2.25))
+    assert first.xy[0] == pytest.approx(side * 1.2)
+    dots = axes.lines[-2].get_xydata()
+    np.testing.assert_allclose(dots, steps[::10])
+    assert f"0.1 x 3 to the {'left' if side > 0 else 'right'}" in glass.get_title()
+
+
+def square(side, size):
+    """A grid of points (x, y) around (0, 0)."""
+    axis = np.linspace(-side, side, size)
+    return np.stack(np.meshgrid(axis, axis), axis=-1)
+
+
+def test_the_landscape_draws_the_path():
+    path = np.array([[-2, 1], [-1, 1], [0, 0.0]])
+    grid = square(3, 9)
+    landscape = Landscape(path, grid, 0.1 + (grid**2).sum(axis=-1), 0.876, 1234)
+    figure = training_plots.landscape(landscape, [0, 1, 2], np.array([5, 2, 0.1]), 100)
+    left, right = figure.axes[:2]
+    np.testing.assert_array_equal(left.lines[0].get_xydata(), [[0, 5], [1, 2], [2, 0.1]])
+    np.testing.assert_array_equal(right.lines[0].get_xydata(), path)
+    caption = figure._supxlabel.get_text().replace("\n", " ")
+    for fact in ("100 training images", "1,234 directions", "88 % of the movement"):
+        assert fact in caption
+
+
+def test_a_flat_landscape_is_drawn():
+    landscape = Landscape(np.zeros((3, 2)), square(1, 5), np.full((5, 5), 0.5), 1.0, 10)
+    figure = training_plots.landscape(landscape, [0, 1, 2], np.full(3, 0.5), 10)
+    figure._repr_png_()
+
+
+def test_the_film_has_a_row_for_each_unit_and_a_column_for_each_epoch():
+    frames = np.zeros((3, 2, 4, 4))
+    frames[2, 1], frames[1, 1] = 1, 0.5
+    figure = training_plots.weight_history(
+        frames, [0, 5, 10], np.array([2.345, 0.5, 0.1]), ["a", "b"]
+    )
+    labels = texts(figure)
+    assert labels[:6] == ["epoch 0", "2.3", "epoch 5", "0.5", "epoch 10", "0.1"]
+    assert labels[6:] == ["a", "b", "cost"]
+    red = 1 - canvas(figure)[:, :, 2]  # the lack of blue
+    assert red[7, 12] > red[7, 7] > red[7, 2]  # each row has one scale
+    assert red[2, 12] == red[7, 2]
