@@ -1,4 +1,4 @@
-"""What a figure shows, read back from its artists; how it looks, only eyes can tell."""
+"""What a figure shows, read back from its artists. How it looks is for people to judge."""
 
 import io
 
@@ -24,8 +24,8 @@ def test_samples_are_the_images_in_order_under_their_labels():
     images = np.random.default_rng(0).integers(0, 256, (4, 5, 5), np.uint8)
     figure = plots.samples(images, np.array([2, 0, 1, 0]), NAMES, "some digits")
     assert texts(figure) == ["two", "zero", "one", "zero"]
-    for found, image in zip(pictures(figure), images, strict=True):
-        np.testing.assert_array_equal(found, image)
+    for picture, image in zip(pictures(figure), images, strict=True):
+        np.testing.assert_array_equal(picture, image)
     places = [image.get_extent() for image in figure.axes[0].images]
     lefts, tops = {place[0] for place in places}, {place[3] for place in places}
     assert (len(lefts), len(tops)) == (2, 2)  # a 2 x 2 grid
@@ -76,7 +76,7 @@ def test_curves_show_means_bands_and_the_test_result(validation):
     assert "2 seeds" in figure.get_suptitle()
 
 
-def test_a_network_that_diverged_takes_no_part_in_the_mean_loss():
+def test_a_network_that_diverged_is_left_out_of_the_mean_loss():
     records, summary = metrics(2, False), {**SUMMARY, "test_loss": [0.6, None]}
     records[1]["train_loss"][1] = records[2]["train_loss"][1] = None
     (loss, _) = plots.curves(records, summary).axes
@@ -95,13 +95,13 @@ def test_confusion_counts_stand_in_their_cells():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("read as", "true class")
 
 
-def test_mistakes_come_surest_first():
+def test_mistakes_come_in_order_of_certainty():
     images = np.arange(5, dtype=np.uint8)[:, None, None] * np.ones((1, 3, 3), np.uint8)
     labels = np.array([0, 1, 2, 0, 1])
     shares = np.array(
         [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.9, 0.1, 0], [0.1, 0.2, 0.7], [0.0004, 0, 0.9996]]
     )
-    figure = plots.mistakes(images, labels, shares, NAMES, most=3)
+    figure = plots.mistakes(images, labels, shares, NAMES, max_images=3)
     assert [int(picture[0, 0]) for picture in pictures(figure)] == [4, 2, 3]
     assert texts(figure) == [
         "is one, read as two\n99.9 % sure",
@@ -118,7 +118,7 @@ def test_a_perfect_network_has_no_mistakes_to_show():
 def test_weights_are_the_strongest_columns_as_pictures():
     kernel = np.random.default_rng(0).normal(size=(6, 5))
     kernel[:, [1, 3]] *= 100
-    figure = plots.weights(kernel, (2, 3), most=2)
+    figure = plots.weights(kernel, (2, 3), max_units=2)
     assert texts(figure) == ["unit 1", "unit 3"]
     np.testing.assert_allclose(pictures(figure)[1], kernel[:, 3].reshape(2, 3))
     image = figure.axes[0].images[0]
@@ -128,7 +128,7 @@ def test_weights_are_the_strongest_columns_as_pictures():
     assert image.cmap(1.0)[0] > image.cmap(1.0)[2]  # positive is red
 
 
-def test_answers_show_each_photo_what_was_seen_of_it_and_the_probabilities():
+def test_answers_show_each_photo_what_the_network_saw_and_the_probabilities():
     photos = [np.full((30, 40), 200, np.uint8), np.full((9, 5), 100, np.uint8)]
     digits = np.random.default_rng(0).integers(0, 256, (2, 4, 4), np.uint8)
     shares = np.array([[0.2, 0.0004, 0.7996], [np.nan] * 3])  # the second is of a diverged network
@@ -146,14 +146,22 @@ def test_answers_show_each_photo_what_was_seen_of_it_and_the_probabilities():
     assert figure.axes[2].get_title() == "two, 79.9 % sure"
 
 
-def test_answers_show_the_ten_likeliest_of_many_classes_in_their_order():
+def test_answers_show_the_ten_most_probable_of_many_classes_in_order():
     shares = np.arange(47.0)[None] / np.arange(47).sum()
     names = [str(place) for place in range(47)]
     figure = plots.answers(
         [np.zeros((3, 3), np.uint8)], np.zeros((1, 3, 3), np.uint8), shares, names, [""]
     )
-    shown = [tick.get_text() for tick in figure.axes[2].get_xticklabels()]
-    assert shown == names[37:]
+    ticks = [tick.get_text() for tick in figure.axes[2].get_xticklabels()]
+    assert ticks == names[37:]
+
+
+def test_a_mosaic_is_white_between_its_pictures_and_after_the_last():
+    black = np.zeros((2, 3, 3))
+    canvas = plots.mosaic([[black, black], [black]], gap=1)
+    expected = np.ones((5, 7, 3))
+    expected[:2, :3] = expected[:2, 4:] = expected[3:, :3] = 0
+    np.testing.assert_array_equal(canvas, expected)
 
 
 def test_nothing_is_shown_without_a_screen(monkeypatch):

@@ -116,23 +116,6 @@ def cost(network: Network, inputs: Inputs, labels: Labels) -> Float[Array, ""]:
     return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels)).mean()
 
 
-def cost_of_weight(
-    layers: tuple[Layer, ...], place: tuple[int, int, int], cost_of: CostOf
-) -> CostOf:
-    """`cost_of` the layers as a function of one weight, while all others stay as they are.
-
-    `place` is the layer, row and column of the weight.
-    """
-    layer, row, column = place
-
-    def cost_at(value: Float[Array, ""]) -> Float[Array, ""]:
-        kernel = jnp.asarray(layers[layer].kernel).at[row, column].set(value)
-        changed = layers[layer]._replace(kernel=kernel)
-        return cost_of((*layers[:layer], changed, *layers[layer + 1 :]))
-
-    return cost_at
-
-
 class WeightSweep(NamedTuple):
     """The cost as one weight changes, and the path that SGD takes on that weight alone."""
 
@@ -145,11 +128,15 @@ class WeightSweep(NamedTuple):
 
 def sweep_weight(layers: tuple[Layer, ...], cost_of: CostOf, learning_rate: float) -> WeightSweep:
     """A sweep of that weight of the last layer to which the cost is most sensitive."""
-    last = len(layers) - 1
-    gradient = np.asarray(jax.grad(cost_of)(layers)[last].kernel)
+    *lower, last = layers
+    gradient = np.asarray(jax.grad(cost_of)(layers)[-1].kernel)
     row, column = map(int, np.unravel_index(np.abs(gradient).argmax(), gradient.shape))
-    cost_at = cost_of_weight(layers, (last, row, column), cost_of)
-    start, slope = jnp.asarray(layers[last].kernel[row, column]), gradient[row, column]
+    start, slope = jnp.asarray(last.kernel[row, column]), gradient[row, column]
+
+    def cost_at(value: Float[Array, ""]) -> Float[Array, ""]:
+        kernel = jnp.asarray(last.kernel).at[row, column].set(value)
+        return cost_of((*lower, last._replace(kernel=kernel)))
+
     curvature = float(jax.grad(jax.grad(cost_at))(start))
     # Newton's step leads to the lowest point of a parabola. Three times as far shows the valley.
     reach = 3 * np.clip(abs(slope) / max(curvature, 1e-9), 1e-3, 1e3)
@@ -162,7 +149,7 @@ def sweep_weight(layers: tuple[Layer, ...], cost_of: CostOf, learning_rate: floa
 
     _, steps = jax.lax.scan(sgd_step, start, length=101)  # the start and a hundred steps
     results = map(np.asarray, (costs, derivatives, steps))
-    return WeightSweep((last, row, column), values, *results)
+    return WeightSweep((len(lower), row, column), values, *results)
 
 
 class Landscape(NamedTuple):

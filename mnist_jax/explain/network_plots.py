@@ -12,16 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
+from mnist_jax import plots
 from mnist_jax.data import Examples
 from mnist_jax.explain import analysis
 from mnist_jax.explain.analysis import Network
 from mnist_jax.explain.captioned import captioned_figure, captioned_mosaic
-from mnist_jax.plots import SIGNED, TEST, TRAINING, VALIDATION, Picture, light_grid, mosaic, signed
+from mnist_jax.plots import Picture, light_grid, mosaic, signed
 from mnist_jax.preprocess import AnyArray, Images, Inputs, Labels
 
 MAX_VOTERS = 10  # units of the last hidden layer whose votes are shown
-CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
-GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
 
 
 def units(network: Network, layer: int, images: Images) -> Picture:
@@ -52,7 +51,6 @@ def units(network: Network, layer: int, images: Images) -> Picture:
         )
     columns, gap = min(4, len(pairs)), max(2, images.shape[2] // 2)
     height, width = pairs[0].shape[0] + gap, pairs[0].shape[1] + gap
-    pairs += [np.ones_like(pairs[0])] * (-len(pairs) % columns)
     rows = [pairs[i : i + columns] for i in range(0, len(pairs), columns)]
     figure, axes = captioned_mosaic(mosaic(rows, gap), 2.9 * columns, title, caption)
     for i, name in enumerate(unit_names(network, numbers)):
@@ -122,10 +120,10 @@ def contributions(network: Network, image: Num[AnyArray, "height width"]) -> Pic
 def _draw_activations(figure: SubFigure, image: AnyArray, layers: list[np.ndarray]) -> None:
     """Draws the image, and below it the activations of each hidden layer."""
     first, *panels = figure.subplots(1 + len(layers), 1, squeeze=False)[:, 0]
-    _panel(first, image, "the image", **GREY)
+    _panel(first, image, "the image", **plots.GREY)
     for number, (axes, layer) in enumerate(zip(panels, layers, strict=True), 1):
         limit = float(np.abs(layer).max()) or 1.0
-        cmap, low = (SIGNED, -limit) if layer.min() < 0 else ("inferno", 0)
+        cmap, low = (plots.SIGNED, -limit) if layer.min() < 0 else ("inferno", 0)
         title = f"hidden layer {number}: {len(layer)} units"
         _panel(axes, _grid(layer), title, cmap=cmap, vmin=low, vmax=limit)
 
@@ -136,13 +134,13 @@ def _draw_table(axes: Axes, table: Float[np.ndarray, "rows classes"]) -> None:
     colored = table.copy()
     colored[-3:] = 0  # these rows have another scale
     limit = np.abs(colored).max() or 1.0
-    axes.imshow(colored, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto")
+    axes.imshow(colored, cmap=plots.SIGNED, vmin=-limit, vmax=limit, aspect="auto")
     for (row, column), value in np.ndenumerate(table):
         color = "white" if abs(colored[row, column]) > 0.6 * limit else "black"
         is_answer = row == rows - 1 and column == table[-1].argmax()
         weight = "bold" if is_answer else "normal"
         number = f"{round(float(value), 2) + 0:.2f}"  # not -0.00
-        axes.text(column, row, number, fontsize=8, color=color, weight=weight, **CENTRED)
+        axes.text(column, row, number, fontsize=8, color=color, weight=weight, **plots.CENTRED)
     axes.xaxis.tick_top()
     axes.tick_params(length=0, labelsize=9)
     axes.set(xlim=(-1.5, classes - 0.5), ylim=(rows - 0.5, -0.5))
@@ -224,13 +222,13 @@ def subnetworks(network: Network, examples: Examples, dropout: float, seed: int)
         active = np.concatenate([np.asarray(mask) > 0 for mask in masks[i]])
         title = f"network {name}: {active.sum()} of {len(active)} hidden units"
         _panel(left, _grid(active.astype(float)), title, cmap="gray", vmin=-0.3, vmax=1)
-        middle.bar(names, 100 * probabilities[classes], color=TRAINING)
-        middle.bar(names, 100 * by_all[classes], color="none", edgecolor=TEST)
+        middle.bar(names, 100 * probabilities[classes], color=plots.TRAINING)
+        middle.bar(names, 100 * by_all[classes], color="none", edgecolor=plots.TEST)
         middle.set(ylim=(0, 100), ylabel=f"probability by {name} (%)")
         light_grid(middle)
     picture, bars = rows[:, 2]
-    _panel(picture, examples.images[disputed], f"the image, of class {label}", **GREY)
-    bars.bar(names, counts[classes], color=VALIDATION)
+    _panel(picture, examples.images[disputed], f"the image, of class {label}", **plots.GREY)
+    bars.bar(names, counts[classes], color=plots.VALIDATION)
     bars.set(ylabel="networks out of 100")
     light_grid(bars)
     return figure
@@ -258,7 +256,7 @@ def class_map(network: Network, images: Images, labels: Labels) -> Picture:
             color = colors(int(label))
             axes.plot(*places.T, ".", markersize=3, alpha=0.5, color=color)
             style = {"color": color, "weight": "bold", "fontsize": 10, "bbox": box, "zorder": 3}
-            axes.text(*np.median(places, axis=0), name, **style, **CENTRED)
+            axes.text(*np.median(places, axis=0), name, **style, **plots.CENTRED)
         axes.set(title=title, xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     return figure

@@ -138,52 +138,42 @@ def test_units_are_ranked_by_how_much_they_move_the_next_layer():
     assert len(analysis.rank_units(net, 0, [values, values, values])) == 4
 
 
-@pytest.mark.parametrize("place", [(0, 3, 2), (1, 6, 4), (2, 1, 3)])
-def test_the_cost_along_one_weight_and_its_derivative(place):
-    net, *_ = network()
+@pytest.mark.parametrize("hidden", [(), (7, 5)])
+def test_a_sweep_has_the_cost_along_the_weight_that_changes_it_most(hidden):
+    net, *_ = network(hidden)
     labels = np.array([0, 1, 2, 3, 0, 1])
-    cost_at = analysis.cost_of_weight(
+    kernel = np.array(net.layers[-1].kernel, np.float64)
+
+    def cost_at(row, column, value):
+        changed = kernel.copy()
+        changed[row, column] = value
+        last = net.layers[-1]._replace(kernel=changed)
+        return relu_cost(net._replace(layers=(*net.layers[:-1], last)), images(), labels)
+
+    def derivative_at(row, column, value):
+        low, high = (cost_at(row, column, value + nudge) for nudge in (-1e-5, 1e-5))
+        return (high - low) / 2e-5
+
+    sweep = analysis.sweep_weight(
         net.layers,
-        place,
         lambda layers: analysis.cost(net._replace(layers=layers), images(), labels),
+        learning_rate=0.5,
     )
-
-    def expected(value):
-        layer, row, column = place
-        kernels = [np.array(kernel, np.float64) for kernel, _ in net.layers]
-        kernels[layer][row, column] = value
-        moved = [old._replace(kernel=new) for old, new in zip(net.layers, kernels, strict=True)]
-        return relu_cost(net._replace(layers=tuple(moved)), images(), labels)
-
-    for value in (-1.5, 0.2, 2.0):
-        cost, derivative = jax.value_and_grad(cost_at)(jnp.float32(value))
-        assert cost == pytest.approx(expected(value), abs=1e-5)
-        rise = (expected(value + 1e-5) - expected(value - 1e-5)) / 2e-5
-        assert derivative == pytest.approx(rise, abs=1e-4)
-
-
-def test_the_weight_that_is_swept_changes_the_cost_most():
-    net, *_ = network()
-    labels = np.array([0, 1, 2, 3, 0, 1])
-
-    def cost_of(layers):
-        return analysis.cost(net._replace(layers=layers), images(), labels)
-
-    sweep = analysis.sweep_weight(net.layers, cost_of, 0.5)
-    kernel = np.asarray(net.layers[-1].kernel)
-    rises = np.zeros(kernel.shape)
-    for (row, column), value in np.ndenumerate(kernel):
-        cost_at = analysis.cost_of_weight(net.layers, (2, row, column), cost_of)
-        low, high = (cost_at(jnp.float32(value + nudge)) for nudge in (-0.01, 0.01))
-        rises[row, column] = (high - low) / 0.02
-    assert sweep.place == (2, *np.unravel_index(np.abs(rises).argmax(), rises.shape))
-    place = sweep.place[1:]
+    gradient = np.array([[derivative_at(row, column, kernel[row, column]) for column in range(4)]
+                         for row in range(len(kernel))])  # fmt: skip
+    row, column = np.unravel_index(np.abs(gradient).argmax(), gradient.shape)
+    assert sweep.place == (len(hidden), row, column)
+    values = sweep.values.astype(float)
+    expected = [cost_at(row, column, value) for value in values]
+    np.testing.assert_allclose(sweep.costs, expected, atol=1e-5)
+    expected = [derivative_at(row, column, value) for value in values]
+    np.testing.assert_allclose(sweep.derivatives, expected, atol=1e-4)
+    weight = kernel[row, column]
+    assert values[40] == pytest.approx(weight, abs=1e-5)  # the start is in the middle
     assert sweep.steps.shape == (101, 2)
-    assert sweep.values[40] == pytest.approx(kernel[place], abs=1e-5)
-    assert sweep.steps[0, 0] == pytest.approx(kernel[place])
-    assert sweep.steps[1, 0] == pytest.approx(kernel[place] - 0.5 * rises[place], abs=1e-3)
-    np.testing.assert_allclose(sweep.costs[40], sweep.steps[0, 1], rtol=1e-5)
-    assert sweep.derivatives[40] == pytest.approx(rises[place], abs=1e-3)
+    for step in sweep.steps:
+        assert step == pytest.approx([weight, cost_at(row, column, weight)], abs=1e-3)
+        weight -= 0.5 * derivative_at(row, column, weight)
 
 
 def test_a_landscape_shows_a_path_within_a_plane_as_it_is():
