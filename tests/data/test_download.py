@@ -292,6 +292,19 @@ def test_a_server_or_name_lookup_without_an_answer_times_out(server, monkeypatch
     load_fails(match=r"127.0.0.1: (no answer|.*timed out)")
 
 
+def test_a_process_does_not_wait_for_a_name_lookup_when_it_exits():
+    code = (
+        "import socket, time\n"
+        "from mnist_jax.data import download, load\n"
+        "socket.getaddrinfo = lambda *args, **options: time.sleep(120)\n"
+        "download.RESPONSE_TIMEOUT_SECONDS = 0.1\n"
+        "load('mnist')"
+    )
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=100)
+    assert "storage.googleapis.com: no answer within" in done.stderr
+
+
 # Downloads that are interrupted
 
 

@@ -94,6 +94,15 @@ def test_a_folder_may_have_each_kind_of_file(tmp_path, form):
     assert dataset.class_names == ("0", "1", "2")
 
 
+def test_idx_files_come_before_an_npz_file(tmp_path):
+    write_idx(tmp_path, tiny_arrays())
+    write_npz(tmp_path / "mnist.npz", tiny_arrays(train=50))
+    assert len(data.load("local", tmp_path).train.labels) == 40
+    (tmp_path / f"{IDX_NAMES[1]}.gz").unlink()
+    with pytest.raises(InputError, match=f"has no {IDX_NAMES[1]}"):
+        data.load("local", tmp_path)
+
+
 def test_the_environment_variable_names_a_folder(tmp_path, monkeypatch):
     write_idx(tmp_path, tiny_arrays())
     monkeypatch.setenv("MNIST_JAX_DATA", str(tmp_path))
@@ -134,6 +143,9 @@ def break_file(folder, how):
     if how == "not gzip":
         images.write_bytes(b"hello")
         return "truncated or damaged"
+    if how == "bytes after the end":
+        images.write_bytes(images.read_bytes() + b"hello")
+        return "truncated or damaged"
     if how == "flipped bit":
         content = bytearray(images.read_bytes())
         content[len(content) // 2] ^= 4
@@ -173,6 +185,7 @@ def break_file(folder, how):
         "missing",
         "truncated gzip",
         "not gzip",
+        "bytes after the end",
         "flipped bit",
         "wrong header",
         "no header",
@@ -391,6 +404,13 @@ def test_random_damage_is_rejected_in_one_line_or_changes_nothing(tmp_path, form
     assert capfd.readouterr() == ("", "")
 
 
+def test_images_that_are_not_bytes_are_rejected(tmp_path):
+    x_train, *other_arrays = tiny_arrays()
+    write_npz(tmp_path / "mnist.npz", (x_train / 255, *other_arrays))
+    with pytest.raises(InputError, match=r"training images are float64 .* expected uint8"):
+        data.load("local", tmp_path)
+
+
 @pytest.mark.parametrize("labels", [np.int64([-1, 0]), np.float32([0.5, 1.0])])
 def test_labels_that_are_not_class_numbers_are_rejected(tmp_path, labels):
     x_train, y_train, x_test, _ = tiny_arrays()
@@ -525,6 +545,15 @@ def test_a_large_file_is_mapped_and_has_its_checksum(large_folder, digits):
     np.testing.assert_array_equal(validation.images, digits.train.images[-100:])
 
 
-def test_a_large_gzipped_file_is_read_into_memory(large_folder, digits, tmp_path):
-    write_idx(tmp_path / "gzipped", (*digits.train, *digits.test), ".gz")
-    assert type(data.load("local", tmp_path / "gzipped").train.images) is np.ndarray
+def test_a_large_gzipped_file_is_read_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "STAYS_ON_DISK", 10)
+    write_idx(tmp_path, tiny_arrays(), ".gz")
+    assert type(data.load("local", tmp_path).train.images) is np.ndarray
+
+
+def test_a_large_file_of_a_known_dataset_is_read_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "STAYS_ON_DISK", 10)
+    names = [f"emnist-digits-{name.replace('t10k', 'test')}" for name in IDX_NAMES]
+    write_idx(tmp_path, tiny_arrays(), "", names)
+    images = data.load("emnist/digits", tmp_path).train.images
+    np.testing.assert_array_equal(images, tiny_arrays()[0].transpose(0, 2, 1))
