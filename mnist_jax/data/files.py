@@ -1,7 +1,7 @@
 """Reads datasets from IDX files, plain or gzipped, and from npz files like Keras' mnist.npz.
 
-A file may be damaged or malicious. So its header is checked before memory is allocated, no more is
-unpacked than MAX_DATASET_BYTES, and nothing in it is run.
+A file may be damaged or malicious. Its header is checked before memory is allocated, at most
+MAX_DATASET_BYTES are unpacked, and no code in it is run.
 """
 
 import io
@@ -21,17 +21,17 @@ from mnist_jax.config import InputError
 from mnist_jax.data.download import DATA_VARIABLE, IDX_NAMES, is_intact, published
 
 MAX_DATASET_BYTES = 2**30
-"""Of the four arrays together. The largest splits of EMNIST have 638 million.
+"""Limit for the four arrays together. The largest splits of EMNIST have 638 million bytes.
 
 Reading takes up to three times as much memory: the file, and twice what is unpacked from it.
 """
 
 STAYS_ON_DISK = 3 * 2**28
-"""A plain file of the user's own training images with more bytes is mapped and not read. The rest
-of MAX_DATASET_BYTES is left for the other arrays."""
+"""The user's own training images in a plain file with more bytes are memory-mapped, not read. The
+rest of MAX_DATASET_BYTES is for the other arrays."""
 
 MAX_DIRECTORY_BYTES = 2**16
-"""Of the directory of an npz file. With four arrays it has about 250."""
+"""Limit for the directory of an npz file. That of four arrays has about 250 bytes."""
 
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 """The names in Keras' mnist.npz of what the files in IDX_NAMES contain."""
@@ -217,7 +217,7 @@ def _check_directory(stream: IO[bytes]) -> None:
 
 
 def _members(archive: zipfile.ZipFile, names: Sequence[str]) -> Iterator[bytes]:
-    """The contents of `names` in `archive`: as long as declared, at most MAX_DATASET_BYTES.
+    """The contents of `names` in `archive`: at most as long as declared, and MAX_DATASET_BYTES.
 
     Raises:
         zipfile.BadZipFile: a member is damaged, there twice, or compressed in an unusual way.
@@ -230,10 +230,7 @@ def _members(archive: zipfile.ZipFile, names: Sequence[str]) -> Iterator[bytes]:
         if not usual or archive.namelist().count(member.filename) > 1:
             raise zipfile.BadZipFile
         with archive.open(member) as stream:
-            content = stream.read(member.file_size)  # read() alone unpacks more than is declared
-        if len(content) != member.file_size:
-            raise zipfile.BadZipFile
-        yield content
+            yield stream.read(member.file_size)  # read() alone unpacks more than is declared
 
 
 def _map(path: Path) -> np.memmap:
@@ -249,8 +246,8 @@ def read_images(
 ) -> UInt8[np.ndarray, "m height width"]:
     """`images[start:stop]` as an array in memory. If `images` is a np.memmap, its file is read.
 
-    Reading through the map has two drawbacks: what is read counts as memory of the process until
-    the map is closed, and a file that shrinks during it kills the process (SIGBUS).
+    Reading through the map has two drawbacks. What is read counts as memory of the process until
+    the map is closed. And if the file shrinks meanwhile, the process is killed (SIGBUS).
 
     Raises:
         InputError: the file cannot be read, or has become shorter.

@@ -22,13 +22,14 @@ RECALIBRATION_IMAGES = 10_000
 """About how many training images, evenly spaced, batch statistics are recalibrated on."""
 
 DEFAULT_SHARD_BYTES = 2**27
-"""Of the images in a shard, if they stay on disk and the config does not say how many."""
+"""Size of a shard of images that stay on disk, if the config does not give a number of images."""
 
 MAX_BLOCK_IMAGES = 256
-"""Images are shuffled in blocks of neighbours, as a disk reads those fast."""
+"""Images are shuffled in blocks of at most so many neighbours, which a disk reads fast."""
 
 MIN_BLOCKS = 100
-"""A shard consists of at least so many blocks, or single images, so it resembles the whole set."""
+"""A shard has at least so many blocks, so that it resembles the whole set. In a small shard a block
+is a single image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Shards:
 
     @property
     def images_used(self) -> int:
-        """Images in an epoch. The few that are left over are others in each epoch."""
+        """Images in an epoch. Each epoch leaves out different ones."""
         return self.count * self.size
 
     @property
@@ -64,8 +65,10 @@ def plan_shards(config: Config, train_images: int) -> Shards:
 
 
 def default_shard_images(config: Config, training: Examples) -> int:
-    """`config.shard_images`, or a default where that is 0: all images, which is 0 too, unless they
-    stay on disk."""
+    """The shard size to train with: that of `config`, or a default for images that stay on disk.
+
+    0 stands for all images.
+    """
     images = training.images
     if config.shard_images or not isinstance(images, np.memmap):
         return config.shard_images

@@ -32,8 +32,16 @@ MNIST_SHA256 = (
 CLASS_NAMES: dict[str, tuple[str, ...]] = {
     "mnist": tuple(digits),
     "fashion_mnist": (
-        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
     ),
     "kmnist": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
     "emnist/byclass": tuple(digits + ascii_uppercase + ascii_lowercase),
@@ -174,7 +182,7 @@ def _read_cache(name: str) -> Dataset | None:
 
 
 def _download(name: str) -> Dataset:
-    """Downloads and decodes `name`, and caches the result, which is faster to read."""
+    """Downloads and decodes `name`, and caches the arrays, which are faster to read."""
     arrays = files.read_published(name, download.fetch(name))
     try:
         with download.atomic_write(_cache_path(name)) as stream:
@@ -235,7 +243,7 @@ def _check_examples(part: str, images: np.ndarray, labels: np.ndarray, classes: 
 
 
 def sha256_as_idx(array: UInt8[np.ndarray, "..."]) -> str:
-    """SHA-256 of the plain IDX file of `array`. For a memory map of such a file, it is read."""
+    """SHA-256 of `array` as a plain IDX file. If it is a memory map of one, that file is read."""
     if isinstance(array, np.memmap):
         with Path(str(array.filename)).open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -16,12 +16,10 @@ def test_mnist_is_complete_and_in_the_official_order(mnist):
     assert mnist.train.images.dtype == mnist.train.labels.dtype == np.uint8
     assert mnist.train.labels[:4].tolist() == [5, 0, 4, 1]  # as every tutorial shows
     # Class counts as LeCun's page and every survey give them.
-    assert np.bincount(mnist.train.labels).tolist() == [
-        *(5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
-    ]
-    assert np.bincount(mnist.test.labels).tolist() == [
-        *(980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
-    ]
+    train_counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    test_counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert np.bincount(mnist.train.labels).tolist() == train_counts
+    assert np.bincount(mnist.test.labels).tolist() == test_counts
     np.testing.assert_allclose(mnist.train.images.mean() / 255, 0.1307, atol=5e-5)
     np.testing.assert_allclose(mnist.train.images.std() / 255, 0.3081, atol=5e-5)
 
