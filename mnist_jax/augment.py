@@ -1,7 +1,7 @@
-"""Random deformations of an image, as pure functions of one; `vmap` makes the batch.
+"""Random deformations of one image, as pure functions; `vmap` makes the batch.
 
-A deformation says where each pixel of its result is read in the image. Affine and elastic ones add
-up, so that one bilinear resampling does for both.
+A deformation says where in the image each pixel of the result is read. Affine and elastic
+deformations are added up, so that one bilinear resampling does both.
 """
 
 from functools import partial
@@ -12,45 +12,45 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Num
 
-from mnist_jax.config import Config, is_off
-from mnist_jax.preprocess import AnyArray, Images, Number
+from mnist_jax.config import Config, Hparams
+from mnist_jax.preprocess import AnyArray, Images, Scalar
 
 Image = Num[AnyArray, "height width"]
-Places = Float[AnyArray, "2 height width"]
+Coordinates = Float[AnyArray, "2 height width"]
 """The row and the column at which each pixel is read, in pixels from the first."""
 
 Pair = Float[AnyArray, "2"]
 
 
 class Affine(NamedTuple):
-    """A digit scaled, then sheared, then rotated about the middle of its image, then shifted."""
+    """Scaling, then shear, then rotation about the centre of the image, then a shift."""
 
-    rotation_degrees: Number = 0.0  # counter-clockwise
-    shear_degrees: Number = 0.0  # the top to the right
+    rotation_degrees: Scalar = 0.0  # counter-clockwise
+    shear_degrees: Scalar = 0.0  # the top to the right
     scale: Pair = np.ones(2, np.float32)  # of height and width
     shift_pixels: Pair = np.zeros(2, np.float32)  # down and to the right
 
 
-def affine(shape: tuple[int, int], change: Affine) -> Places:
-    """Where an image of `shape` is read to make `change` of it."""
-    turn, slant = (jnp.deg2rad(jnp.asarray(angle)) for angle in change[:2])
-    cos, sin, tan = jnp.cos(turn), jnp.sin(turn), jnp.tan(slant)
-    # The way back: the rotation undone, then the shear, then the scale.
-    back = jnp.stack([cos, sin, tan * cos - sin, tan * sin + cos]).reshape(2, 2)
-    # XLA would work these four numbers out for every pixel, were they not put down first.
-    back = jax.lax.optimization_barrier(back / jnp.asarray(change.scale)[:, None])
+def affine(shape: tuple[int, int], change: Affine) -> Coordinates:
+    """Where to read an image of `shape` in order to apply `change` to it."""
+    rotation, shear = (jnp.deg2rad(jnp.asarray(angle)) for angle in change[:2])
+    cos, sin, tan = jnp.cos(rotation), jnp.sin(rotation), jnp.tan(shear)
+    # The inverse: undo the rotation, then the shear, then the scaling.
+    inverse = jnp.stack([cos, sin, tan * cos - sin, tan * sin + cos]).reshape(2, 2)
+    # Without the barrier XLA computes these four numbers again for every pixel.
+    inverse = jax.lax.optimization_barrier(inverse / jnp.asarray(change.scale)[:, None])
     centre = (np.array(shape, np.float32)[:, None, None] - 1) / 2
     y, x = np.indices(shape, np.float32) - centre - jnp.asarray(change.shift_pixels)[:, None, None]
-    return jnp.stack([row[0] * y + row[1] * x for row in back]) + centre
+    return jnp.stack([row[0] * y + row[1] * x for row in inverse]) + centre
 
 
 def elastic(
-    noise: Float[AnyArray, "2 height width"], sigma_pixels: float, alpha_pixels: Number
-) -> Places:
-    """How far each pixel is moved, by `noise` smoothed with a Gaussian and multiplied by alpha.
+    noise: Float[AnyArray, "2 height width"], sigma_pixels: float, alpha_pixels: Scalar
+) -> Coordinates:
+    """How far each pixel moves: `noise`, smoothed with a Gaussian and multiplied by alpha.
 
-    `noise` is drawn from [-1, 1] and counts as zero outside the image, so that the border moves
-    less. Source: Simard, Steinkraus & Platt, "Best practices for convolutional neural networks
+    `noise` is drawn from [-1, 1], and is zero outside the image, so that the border moves less.
+    Source: Simard, Steinkraus & Platt, "Best practices for convolutional neural networks
     applied to visual document analysis", ICDAR 2003, section 2.
     """
     down, across = (_gaussian(size, sigma_pixels) for size in noise.shape[1:])
@@ -58,7 +58,7 @@ def elastic(
 
 
 def _gaussian(size: int, sigma: float) -> Float[np.ndarray, "size size"]:
-    """The matrix that smooths a line of pixels, its Gaussian cut off at 4 sigma."""
+    """The matrix that smooths a line of pixels with a Gaussian, truncated at 4 sigma."""
     radius = int(4 * sigma + 0.5)
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     distance = np.arange(size)[:, None] - np.arange(size)
@@ -67,40 +67,53 @@ def _gaussian(size: int, sigma: float) -> Float[np.ndarray, "size size"]:
     return (smooth / weights.sum()).astype(np.float32)
 
 
-def resample(image: Image, places: Places) -> Float[Array, "height width"]:
-    """The image read at `places`, between pixels bilinearly, 0 outside."""
+def resample(image: Image, coordinates: Coordinates) -> Float[Array, "height width"]:
+    """The image read at `coordinates` by bilinear interpolation; it is 0 outside."""
     stride = image.shape[1] + 2
     padded = jnp.pad(jnp.asarray(image, jnp.float32), 1).ravel()
     size = np.array(image.shape, np.float32)[:, None, None]
-    inside = jnp.clip(jnp.asarray(places) + 1, 0, size + 1)  # of the padded image
+    inside = jnp.clip(jnp.asarray(coordinates) + 1, 0, size + 1)  # of the padded image
     corner = jnp.minimum(jnp.floor(inside), size)
     row, column = corner.astype(jnp.int32)
-    # XLA would work each of these out anew for each of the four pixels that are read.
-    padded, first, share = jax.lax.optimization_barrier(
+    # Without the barrier XLA computes each of these again for each of the four pixels.
+    padded, first, weight = jax.lax.optimization_barrier(
         (padded, row * stride + column, inside - corner)
     )
 
     def pixel(offset: int) -> Float[Array, "height width"]:
         return padded.at[first + offset].get(mode="promise_in_bounds")
 
-    above = pixel(0) + share[1] * (pixel(1) - pixel(0))
-    below = pixel(stride) + share[1] * (pixel(stride + 1) - pixel(stride))
-    return above + share[0] * (below - above)
+    above = pixel(0) + weight[1] * (pixel(1) - pixel(0))
+    below = pixel(stride) + weight[1] * (pixel(stride + 1) - pixel(stride))
+    return above + weight[0] * (below - above)
 
 
 class Strength(NamedTuple):
-    """How far a digit is deformed at most; every number is drawn evenly up to it."""
+    """The largest deformation; every amount is drawn uniformly between this and its opposite."""
 
-    rotation_degrees: Number = 0.0
-    shear_degrees: Number = 0.0
-    scale: Number = 0.0  # relative change of height and of width, each drawn by itself
-    shift_pixels: Number = 0.0
+    rotation_degrees: Scalar = 0.0
+    shear_degrees: Scalar = 0.0
+    scale: Scalar = 0.0  # relative change of height and of width, drawn separately
+    shift_pixels: Scalar = 0.0
     elastic_sigma_pixels: float = 4.0
-    elastic_alpha_pixels: Number = 0.0
+    elastic_alpha_pixels: Scalar | None = None  # None: no elastic deformation
+
+
+def strength_of(config: Config, hparams: Hparams) -> Strength | None:
+    """How far training images are deformed; None if `config` does not deform them."""
+    affine_fields = ("rotation_degrees", "shear_degrees", "scale", "shift_pixels")
+    is_elastic = config.elastic_alpha_pixels > 0
+    if not is_elastic and not any(getattr(config, name) for name in affine_fields):
+        return None
+    return Strength(
+        *(getattr(hparams, name) for name in affine_fields),
+        elastic_sigma_pixels=config.elastic_sigma_pixels,
+        elastic_alpha_pixels=hparams.elastic_alpha_pixels if is_elastic else None,
+    )
 
 
 def deform(strength: Strength, key: Key[Array, ""], image: Image) -> Float[Array, "height width"]:
-    """`image` deformed at random; the same image where all strengths are 0."""
+    """`image`, deformed at random."""
     affine_key, elastic_key = jax.random.split(key)
     draws = jax.random.uniform(affine_key, (6,), minval=-1)
     change = Affine(
@@ -110,22 +123,17 @@ def deform(strength: Strength, key: Key[Array, ""], image: Image) -> Float[Array
         strength.shift_pixels * draws[4:],
     )
     height, width = image.shape
-    places = affine((height, width), change)
-    if not is_off(strength.elastic_alpha_pixels):
-        # 256 steps from -1 to 1 are enough for what is then averaged over many pixels.
+    coordinates = affine((height, width), change)
+    if strength.elastic_alpha_pixels is not None:
+        # 256 values from -1 to 1 are enough for what is then averaged over many pixels.
         noise = jax.random.bits(elastic_key, (2, height, width), jnp.uint8)
         noise = (noise.astype(jnp.float32) - 127.5) / 127.5
-        moved = elastic(noise, strength.elastic_sigma_pixels, strength.elastic_alpha_pixels)
-        places = places + moved
-    return resample(image, places)
+        sigma, alpha = strength.elastic_sigma_pixels, strength.elastic_alpha_pixels
+        coordinates = coordinates + elastic(noise, sigma, alpha)
+    return resample(image, coordinates)
 
 
-def deform_all(strength: Strength, key: Key[Array, ""], images: Images) -> Images:
-    """Each image deformed in its own way, as float32."""
+def deform_batch(strength: Strength, key: Key[Array, ""], images: Images) -> Images:
+    """Every image deformed differently, as float32."""
     keys = jax.random.split(key, len(images))
     return jax.vmap(partial(deform, strength))(keys, jnp.asarray(images))
-
-
-def strength_of(config: Config) -> Strength:
-    """How far `config` says that training images are deformed."""
-    return Strength(*(getattr(config, name) for name in Strength._fields))

@@ -1,13 +1,10 @@
 """All that decides a run, in one frozen dataclass: default, flag and help text stand together."""
 
-import ast
 import dataclasses
-import inspect
-import itertools
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from mnist_jax.notebook import OneLine
+from mnist_jax.errors import InputError, unusable
 
 Activation = Literal[
     "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus", "sigmoid", "tanh"
@@ -25,48 +22,37 @@ Optimizer = Literal["sgd", "adam"]
 Schedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 
-
-MOST = 10**6
-"""The largest width, batch and count of epochs and seeds; what fits in memory is often less."""
-
-
-VARIABLE = (
-    *("learning_rate", "momentum", "weight_decay", "max_norm", "ema_decay", "label_smoothing"),
-    *("input_dropout", "dropout", "input_noise", "noise", "rotation_degrees", "shear_degrees"),
-    *("scale", "shift_pixels", "elastic_alpha_pixels"),
-)
-"""The fields that change the shape of no array, so that networks of one program may differ in them;
-but where a norm is limited or an average taken, it is so for all of them."""
+MAX_COUNT = 10**6
+"""The largest width, batch and number of epochs and seeds; memory often sets a lower limit."""
 
 
-class InputError(OneLine, Exception):
-    """Something a person gave cannot be used; the message says what, why and what to do."""
+class Hparams(NamedTuple):
+    """The hyperparameters that change no array's shape.
 
+    They are arguments of the compiled programs, so networks with different values share one.
+    Each is a number, or a float32 array of no axes while a program is traced.
+    """
 
-class Interrupted(OneLine, KeyboardInterrupt):
-    """A signal stopped a run, which can go on; the message says how far it came."""
-
-    def __init__(self, number: int, run: Path | None, message: str) -> None:
-        super().__init__(message)
-        self.number = number
-        self.run = run
-
-
-class Rescued(OneLine, Exception):
-    """The disk failed a run that is done; the message says where it is now, or that it is lost."""
-
-    def __init__(self, run: Path | None, message: str) -> None:
-        super().__init__(message)
-        self.run = run
+    learning_rate: Any
+    momentum: Any
+    weight_decay: Any
+    max_norm: Any
+    ema_decay: Any
+    label_smoothing: Any
+    input_dropout: Any
+    dropout: Any
+    input_noise: Any
+    noise: Any
+    rotation_degrees: Any
+    shear_degrees: Any
+    scale: Any
+    shift_pixels: Any
+    elastic_alpha_pixels: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A run is a pure function of this, the data and the seed.
-
-    Raises:
-        InputError: a value is out of its range.
-    """
+    """A run is a pure function of this, the data and the seed. `validate` checks the values."""
 
     dataset: str = "auto"
     """mnist, fashion_mnist, kmnist, emnist/SPLIT, digits, or local (your own files in --data-dir);
@@ -74,249 +60,200 @@ class Config:
 
     data_dir: Path | None = None
     """Folder with the dataset's IDX files (plain or .gz) or Keras' mnist.npz, or that file itself.
-    Without it the variable MNIST_JAX_DATA counts, then the cache, then a download."""
+    By default the folder in the variable MNIST_JAX_DATA, then the cache, then a download."""
 
     validation_images: int = 0
-    """How many of the last training images are held out to watch the training."""
+    """How many of the last training images are held out for validation."""
 
     hidden: tuple[int, ...] = (512, 512)
     """Width of each hidden layer; none is softmax regression."""
 
     activation: Activation = "relu"
-    """Non-linearity after each hidden layer."""
+    """Activation function of the hidden layers."""
 
     initializer: Initializer = "he_normal"
-    """Distribution the weights start from; biases start at zero."""
+    """Distribution of the initial weights; biases start at zero."""
 
     input_dropout: float = 0.0
-    """Share of the pixels dropped in training."""
+    """Dropout rate of the pixels."""
 
     dropout: float = 0.2
-    """Share of the hidden units dropped in training."""
+    """Dropout rate of the hidden units."""
 
     input_noise: float = 0.0
-    """Standard deviation of Gaussian noise on the pixels, from 0 to 1, in training."""
+    """Standard deviation of Gaussian noise on the pixels, which are in [0, 1], in training."""
 
     noise: float = 0.0
-    """Standard deviation of Gaussian noise on what each hidden unit reads, in training."""
+    """Standard deviation of Gaussian noise on the input of each activation, in training."""
 
     batch_norm: bool = False
-    """Normalise what each hidden unit reads over the batch."""
+    """Batch normalisation before each activation."""
 
     rotation_degrees: float = 0.0
-    """Training images are rotated by up to this angle, each time anew."""
+    """Rotate each training image by a random angle of at most this, anew in every epoch."""
 
     shear_degrees: float = 0.0
-    """They are sheared by up to this angle."""
+    """Shear each training image by a random angle of at most this."""
 
     scale: float = 0.0
-    """They are made taller and wider, or less so, by up to this share."""
+    """Change height and width of each training image by random fractions of at most this."""
 
     shift_pixels: float = 0.0
-    """They are shifted by up to this many pixels."""
+    """Shift each training image by random distances of at most this."""
 
     elastic_sigma_pixels: float = 4.0
-    """How smooth their elastic deformation is: the width of its Gaussian."""
+    """Standard deviation of the Gaussian that smooths the elastic deformation."""
 
     elastic_alpha_pixels: float = 0.0
-    """How strong their elastic deformation is; 34 and sigma 4 move a pixel by 1.4, typically."""
+    """Strength of the elastic deformation; 34 with sigma 4 moves a pixel by about 1.4."""
 
     label_smoothing: float = 0.0
-    """Share of each label that is spread over all classes."""
+    """Fraction of each label's probability that is spread evenly over all classes."""
 
     epochs: int = 10
     """Passes over the training images."""
 
     batch_size: int = 128
-    """Images in one step; what is left over at the end of an epoch waits for the next shuffle."""
+    """Images in one step; the incomplete batch at the end of an epoch is dropped."""
 
     shard_images: int = 0
-    """How many training images are on the device at once, at most (and as many that are on their
-    way); 0 is all, or 128 MiB of them where the dataset stays on disk."""
+    """How many training images are on the device at once, with as many more on their way; 0 is
+    all of them, or 128 MiB of a dataset that is read from disk."""
 
     optimizer: Optimizer = "sgd"
-    """What takes the steps."""
+    """Gradient descent with momentum, or Adam."""
 
     learning_rate: float = 0.1
-    """Peak step size."""
+    """Learning rate at its peak."""
 
     schedule: Schedule = "linear"
-    """How the learning rate falls, to zero at the last step unless constant."""
+    """How the learning rate falls after the peak; linear and cosine reach zero at the end."""
 
     warmup_steps: int = 0
-    """Steps over which the learning rate first climbs from zero."""
+    """Steps in which the learning rate rises from zero to its peak."""
 
     momentum: float = 0.9
-    """Share of the last update that the next one keeps (Adam's first beta)."""
+    """Momentum of SGD, or Adam's first beta."""
 
     nesterov: bool = False
-    """Look ahead along the momentum."""
+    """Nesterov momentum."""
 
     weight_decay: float = 2e-4
-    """L2 pull of the weights (not the biases) towards zero, added to the gradient."""
+    """L2 regularisation: this times the weights (not the biases) is added to the gradient."""
 
     max_norm: float = 0.0
-    """Largest length of the weights into a unit; 0 is no limit."""
+    """Largest norm of the weights into a unit; 0 sets no limit."""
 
     precision: Precision = "auto"
-    """Of the products in a layer: float32; tf32, with factors of 11 bits, on GPUs that have it;
-    bfloat16, with factors and results of 8. auto is float32 on CPUs, tf32 on GPUs and factors of
-    bfloat16 on TPUs. Weights, their updates and losses are float32."""
+    """Precision of the matrix products: float32; tf32, with 11-bit factors, on GPUs that have it;
+    bfloat16, with 8-bit factors and results. auto is float32 on CPUs, tf32 on GPUs and bfloat16
+    factors on TPUs. Weights, updates and losses are always float32."""
 
     ema_decay: float = 0.0
-    """Decay, a step, of the moving average of the weights that is tested; 0 tests the last ones."""
+    """Decay per step of the moving average of the weights, which is then evaluated; 0 evaluates
+    the last weights."""
 
     seed: int = 0
-    """The first seed; it decides initial weights, order of images and dropout masks."""
+    """The first seed: it decides the initial weights, the order of the images and the dropout."""
 
     seeds: int = 1
-    """How many networks are trained at once, on seeds SEED, SEED + 1, ..."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            name, kind, value = field.name, field.type, getattr(self, field.name)
-            if get_origin(kind) is Literal:
-                choices = get_args(kind)
-                require(self, name, value in choices, f"one of {', '.join(choices)}")
-            elif kind is int:
-                require(self, name, type(value) is int, "a whole number")
-            elif kind is float:
-                require(self, name, type(value) in (int, float), "a number")
-            elif kind is str:
-                require(self, name, type(value) is str, "a name")
-            elif kind is bool:
-                require(self, name, type(value) is bool, "true or false")
-        widths = all(type(width) is int and 1 <= width <= MOST for width in self.hidden)
-        widths = widths and len(self.hidden) <= 1000
-        require(self, "hidden", widths, f"widths from 1 to {MOST}, 1000 at most")
-        for name in ("epochs", "batch_size", "seeds"):
-            require(self, name, 1 <= getattr(self, name) <= MOST, f"1 to {MOST}")
-        enough = self.shard_images == 0 or self.shard_images >= self.batch_size
-        require(self, "shard_images", enough, f"--batch-size {self.batch_size} or more, or 0")
-        for name in ("validation_images", "warmup_steps"):
-            require(self, name, getattr(self, name) >= 0, "0 or more")
-        shares = ("input_dropout", "dropout", "momentum", "label_smoothing", "ema_decay", "scale")
-        for name in shares:
-            require(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        angles = ("rotation_degrees", "shear_degrees")
-        for name in angles:
-            require(self, name, 0 <= getattr(self, name) < 90, "at least 0 and below 90")
-        for name in ("input_noise", "noise", "max_norm", "shift_pixels", "elastic_alpha_pixels"):
-            require(self, name, 0 <= getattr(self, name) < 1e38, "at least 0 and below 1e38")
-        sigma = self.elastic_sigma_pixels
-        require(self, "elastic_sigma_pixels", 0 < sigma <= 1000, "above 0, at most 1000")
-        require(self, "learning_rate", 0 < self.learning_rate < 1e38, "above 0 and below 1e38")
-        require(self, "weight_decay", 0 <= self.weight_decay < 1e38, "at least 0 and below 1e38")
-        last_seed = self.seed + self.seeds - 1
-        require(self, "seed", self.seed >= 0 and last_seed < 2**32, "seeds from 0 to 4294967295")
+    """How many networks are trained at once, on the seeds SEED, SEED + 1, ..."""
 
     @property
     def all_seeds(self) -> range:
         """The seed of each network."""
         return range(self.seed, self.seed + self.seeds)
 
-
-class Varied(Config):
-    """A config in which some of the `VARIABLE` numbers are arrays, and so not checked."""
-
-    def __init__(self, config: Config, **numbers: Any) -> None:
-        vars(self).update(vars(config), **numbers)
-
-
-def is_off(strength: object) -> bool:
-    """Whether `strength` is the number 0; an array holds another number for each network."""
-    return isinstance(strength, int | float) and strength == 0
+    @property
+    def hparams(self) -> Hparams:
+        """The values of the fields that are hyperparameters."""
+        return Hparams(*(getattr(self, name) for name in Hparams._fields))
 
 
 @dataclasses.dataclass(frozen=True)
-class Saving:
-    """When a run that trains is kept on disk, which changes nothing of what comes of it.
+class SaveOptions:
+    """When a run is saved while it trains; this does not change its result.
 
     Raises:
-        InputError: a value is out of its range.
+        InputError: a value is out of range.
     """
 
     checkpoint_minutes: float = 1.0
-    """Minutes of training from one checkpoint to the next; there is always one at the end."""
+    """Minutes of training between checkpoints; there is always one at the end."""
 
-    checkpoint_epochs: int = MOST
-    """Epochs from one checkpoint to the next, where they pass sooner than the minutes."""
+    checkpoint_epochs: int = MAX_COUNT
+    """Epochs between checkpoints, if they pass sooner than the minutes."""
 
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay; a damaged one costs less where there is another."""
+    """How many of the newest checkpoints to keep; if one is damaged, the one before serves."""
 
     def __post_init__(self) -> None:
-        require(self, "checkpoint_minutes", self.checkpoint_minutes >= 0, "0 or more")
+        if not self.checkpoint_minutes >= 0:
+            raise unusable("--checkpoint-minutes", self.checkpoint_minutes, "0 or more")
         for name in ("checkpoint_epochs", "keep_checkpoints"):
-            require(self, name, 1 <= getattr(self, name) <= MOST, f"1 to {MOST}")
+            if not 1 <= getattr(self, name) <= MAX_COUNT:
+                flag = "--" + name.replace("_", "-")
+                raise unusable(flag, getattr(self, name), f"1 to {MAX_COUNT}")
 
 
-def require(options: Config | Saving, name: str, holds: bool, expected: str) -> None:
-    """Raises InputError about the flag `name` unless its value `holds`."""
-    if not holds:
-        flag, value = "--" + name.replace("_", "-"), getattr(options, name)
-        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        raise unusable(flag, shown, expected)
-
-
-def unusable(flag: str, value: object, expected: str) -> InputError:
-    """What to raise where the `value` of a flag is not what it takes."""
-    return InputError(f"{flag} {value} cannot be used: it takes {expected}")
-
-
-def documentation() -> dict[str, str]:
-    """What each field of `Config` means, as the text under it says."""
-    source: Any = ast.parse(inspect.getsource(Config)).body[0]
-    return {
-        ast.unparse(field.target): " ".join(text.value.value.split())
-        for field, text in itertools.pairwise(source.body)
-        if isinstance(field, ast.AnnAssign)
-    }
-
-
-Shape = tuple[int, int]
-"""Of a mesh: among how many devices networks are divided, and each batch among those of one."""
-
-
-def parse_mesh(words: str | None) -> Shape | None:
-    """The shape that the command line spells as 4x2; None is for nobody to say.
+def validate(config: Config) -> Config:
+    """Returns `config` if all its values can be used.
 
     Raises:
-        InputError: it spells none.
+        InputError: a value is of the wrong type or out of range.
     """
-    if words is None:
-        return None
-    try:
-        across, within = map(int, words.split("x"))
-        if min(across, within) < 1:
-            raise ValueError
-    except ValueError:
-        expected = "two numbers of devices, such as 4x2: one that divides the networks, and one "
-        raise unusable("--mesh", words, expected + "that divides each batch") from None
-    return across, within
+    for field in dataclasses.fields(Config):
+        _check_type(config, field.name, field.type)
+    _check(config, "hidden", _are_widths(config.hidden), f"up to 1000 widths from 1 to {MAX_COUNT}")
+    for name in ("epochs", "batch_size", "seeds"):
+        _check(config, name, 1 <= getattr(config, name) <= MAX_COUNT, f"1 to {MAX_COUNT}")
+    for name in ("validation_images", "warmup_steps"):
+        _check(config, name, getattr(config, name) >= 0, "0 or more")
+    for name in ("input_dropout", "dropout", "momentum", "label_smoothing", "ema_decay", "scale"):
+        _check(config, name, 0 <= getattr(config, name) < 1, "at least 0 and below 1")
+    for name in ("rotation_degrees", "shear_degrees"):
+        _check(config, name, 0 <= getattr(config, name) < 90, "at least 0 and below 90")
+    unbounded = ("input_noise", "noise", "max_norm", "weight_decay")
+    for name in (*unbounded, "shift_pixels", "elastic_alpha_pixels"):
+        _check(config, name, 0 <= getattr(config, name) < 1e38, "at least 0 and below 1e38")
+    _check(config, "learning_rate", 0 < config.learning_rate < 1e38, "above 0 and below 1e38")
+    sigma = config.elastic_sigma_pixels
+    _check(config, "elastic_sigma_pixels", 0 < sigma <= 1000, "above 0 and at most 1000")
+    fits = config.shard_images == 0 or config.shard_images >= config.batch_size
+    _check(config, "shard_images", fits, f"--batch-size {config.batch_size} or more, or 0")
+    seeds_fit = config.seed >= 0 and config.seed + config.seeds <= 2**32
+    _check(config, "seed", seeds_fit, "seeds from 0 to 4294967295")
+    return config
+
+
+def _check_type(config: Config, name: str, kind: Any) -> None:
+    value = getattr(config, name)
+    if get_origin(kind) is Literal:
+        choices = get_args(kind)
+        _check(config, name, value in choices, f"one of {', '.join(choices)}")
+    elif kind is float:
+        _check(config, name, type(value) in (int, float), "a number")
+    elif kind in (int, bool, str):
+        expected = {int: "a whole number", bool: "true or false", str: "a name"}[kind]
+        _check(config, name, type(value) is kind, expected)
+
+
+def _are_widths(hidden: tuple[int, ...]) -> bool:
+    widths = all(type(width) is int and 1 <= width <= MAX_COUNT for width in hidden)
+    return widths and len(hidden) <= 1000
+
+
+def _check(config: Config, name: str, holds: bool, expected: str) -> None:
+    if not holds:
+        value = getattr(config, name)
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        raise unusable("--" + name.replace("_", "-"), shown, expected)
 
 
 def to_json(config: Config) -> dict[str, Any]:
-    """`config` in JSON's own types; `from_json` is the way back."""
-    fields = dataclasses.asdict(config)
-    return {
-        **fields,
-        "data_dir": None if config.data_dir is None else str(config.data_dir),
-        "hidden": list(config.hidden),
-    }
-
-
-def to_flags(config: Config) -> list[str]:
-    """The options of `mnist-jax train` that give `config`, where it is not the default one."""
-    flags = []
-    for name, value in vars(config).items():
-        if value != getattr(Config, name):
-            flag = name.replace("_", "-")
-            if isinstance(value, bool):
-                flags += [f"--{flag}" if value else f"--no-{flag}"]
-            else:
-                flags += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return flags
+    """`config` as JSON has it; `from_json` is the way back."""
+    data_dir = None if config.data_dir is None else str(config.data_dir)
+    return {**vars(config), "data_dir": data_dir, "hidden": list(config.hidden)}
 
 
 def from_json(fields: dict[str, Any]) -> Config:
@@ -334,4 +271,19 @@ def from_json(fields: dict[str, Any]) -> Config:
     data_dir, hidden = fields["data_dir"], fields["hidden"]
     if not isinstance(data_dir, str | None) or not isinstance(hidden, list):
         raise InputError(f"data_dir {data_dir} or hidden {hidden} is of the wrong type")
-    return Config(**{**fields, "data_dir": data_dir and Path(data_dir), "hidden": tuple(hidden)})
+    data_dir = None if data_dir is None else Path(data_dir)
+    return validate(Config(**{**fields, "data_dir": data_dir, "hidden": tuple(hidden)}))
+
+
+def to_flags(config: Config) -> list[str]:
+    """The options of `mnist-jax train` that give `config`; defaults are left out."""
+    flags = []
+    for name, value in vars(config).items():
+        flag = name.replace("_", "-")
+        if value == getattr(Config, name):
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return flags

@@ -1,399 +1,300 @@
-"""The one host loop: load, train epoch by epoch, evaluate, save."""
+"""The host loop: load, compile, train epoch by epoch, evaluate, save, then test and draw."""
 
 import dataclasses
-import datetime
-import itertools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int, Key
 
 from mnist_jax import data, population
-from mnist_jax.config import (
-    Config,
-    InputError,
-    Interrupted,
-    Rescued,
-    Saving,
-    Shape,
-    to_json,
+from mnist_jax.config import Config, SaveOptions, validate
+from mnist_jax.data import Dataset, Examples
+from mnist_jax.data.loader import DataLoader, default_shard_images, plan_shards
+from mnist_jax.errors import InputError, Interrupted, SaveError, in_notebook
+from mnist_jax.parallel import multihost
+from mnist_jax.parallel.mesh import (
+    MeshShape,
+    gather_to_host,
+    mesh_shape,
+    replicate,
+    shard,
+    use_mesh,
 )
-from mnist_jax.data import Dataset, Examples, shards
-from mnist_jax.data.shards import Feed
-from mnist_jax.optim import learning_rate_schedule
-from mnist_jax.parallel import devices, processes
-from mnist_jax.progress import progress, say
-from mnist_jax.runs import checkpoint, rundir
-from mnist_jax.runs.environment import device_name, environment, versions
-from mnist_jax.runs.interrupts import Received, listening
-from mnist_jax.runs.keeper import Follower, Keeper
-from mnist_jax.runs.report import Run, draw, in_words, is_finished, measure, memory_errors
-from mnist_jax.runs.resume import find_checkpoint, mend
+from mnist_jax.population import Networks, Setup
+from mnist_jax.runs import rundir
+from mnist_jax.runs.callbacks import Callback, LiveFigure, ProgressBar, StopTraining
+from mnist_jax.runs.checkpointer import Checkpointer, open_run
+from mnist_jax.runs.figures import save_figures
+from mnist_jax.runs.metadata import device_name, run_metadata
+from mnist_jax.runs.records import all_diverged, epoch_record, note_divergence, summarize
+from mnist_jax.runs.results import Run, measure, memory_errors, summary_line
 from mnist_jax.runs.rundir import Json
-from mnist_jax.runs.watch import Watcher, require_tensorboard, watchers
-from mnist_jax.train import MakeRecipe, TrainState, default_recipe, steps_per_epoch
+from mnist_jax.runs.signals import Shutdown, graceful_shutdown, wait
+from mnist_jax.train import MakeRecipe, Metrics, TrainState, default_recipe
 
-SAVING = Saving()
+DEFAULT_SAVE_OPTIONS = SaveOptions()
 
 
 def fit(
     config: Config,
     out: Path | None = None,
+    *,
     make_recipe: MakeRecipe = default_recipe,
-    started: float | None = None,
     dataset: Dataset | None = None,
-    saving: Saving = SAVING,
+    callbacks: Sequence[Callback] = (),
+    save_options: SaveOptions = DEFAULT_SAVE_OPTIONS,
     resume: bool = False,
-    tensorboard: bool = False,
-    mesh: Shape | None = None,
+    mesh: MeshShape | None = None,
+    started: float | None = None,
 ) -> Run:
-    """Trains the networks of `config`, counts their test errors once, and keeps it all in `out`.
+    """Trains the networks of `config`, tests them once, and saves everything in a run folder.
 
     Args:
-        config: what to train on what.
-        out: the run folder; by default a new one under runs/, named after the time and the run.
-        make_recipe: gives the ingredients, where they are not the default ones.
-        started: `time.perf_counter()` when the process started, for the record of its time.
-        dataset: what `data.load` gives for `config`, where it is loaded already;
-            the record counts that as startup.
-        saving: when checkpoints are made.
-        resume: go on with the run in `out` from its newest whole checkpoint, as if it had never
-            stopped; start it where there is none, and leave it alone where it is finished.
-        tensorboard: also write event files for TensorBoard, to `out`/tensorboard.
-        mesh: among how many devices networks and batches are divided (see `devices.mesh_shape`).
+        config: what to train, on which data.
+        out: the run folder; by default a new one under runs/.
+        make_recipe: makes the ingredients of training.
+        dataset: what `data.load` returns for `config`, if it is loaded already.
+        callbacks: called after each epoch and at the end, see `runs/callbacks.py`.
+        save_options: when checkpoints are saved.
+        resume: continue the run in `out` from its newest intact checkpoint, to the result that it
+            would have had without the interruption. Without a checkpoint it starts, and a finished
+            run stays as it is.
+        mesh: how many devices to shard the networks and each batch over; by default all.
+        started: `time.perf_counter()` at the start of the process, for the record.
 
     Raises:
-        InputError: the data, the config or the folder cannot be used, and nothing is left behind.
-        Interrupted: Ctrl-C or SIGTERM came; what is done is kept.
-        Rescued: all is done, but the disk failed.
+        InputError: the data, the config or the folder cannot be used. Nothing is left behind.
+        Interrupted: Ctrl-C or SIGTERM came. What was done is saved.
+        SaveError: the run ended, but could not be saved.
     """
-    seconds: dict[str, float] = {}
-    begun = time.perf_counter()
-    started = begun if started is None else started
-    seconds["startup"] = begun - started
-
-    if tensorboard:
-        require_tensorboard()
+    clock = Clock(started)
     if resume and not out:
-        raise InputError("--resume needs --out RUN, the folder of the run to go on with")
-    if out and processes.leads():
+        raise InputError("--resume needs --out RUN, the folder of the run to resume")
+    if out and multihost.is_primary():
         rundir.require_free(out, resume)
-    with _timed(seconds, "data"):
+    with clock.measure("data"):
         dataset = dataset or data.load(config.dataset, config.data_dir)
-        config = as_used(config, dataset)
-        training, validation = data.hold_out(dataset.train, config.validation_images)
-    train_images, (height, width) = len(training.labels), training.images.shape[1:]
-    plan = shards.plan(config, train_images)
-    recipe = make_recipe(config, height * width, len(dataset.class_names), plan.used)
-    shape = devices.mesh_shape(config.seeds, config.batch_size, mesh)
-    about = {
-        **to_json(config),
-        "recipe": name_of(make_recipe),
-        "data": describe(dataset, training, validation),
-        "environment": environment() | devices.in_words(shape),
-    }
-    own = ("data_dir", "environment", "device", "processor")
-    alike = {**about, **about["environment"]}
-    processes.require_alike({name: value for name, value in alike.items() if name not in own})
-    out = Path(processes.of_leader(lambda: str(out or new_folder(config))))
-    shapes = jax.eval_shape(partial(population.init, recipe), population.keys(config.all_seeds))
-    run = Run(out, config, (height, width), dataset.class_names, dataset.sha256, recipe, shapes)
+        config = resolve(validate(config), dataset)
+        training, validation = data.train_val_split(dataset.train, config.validation_images)
+    shape = mesh_shape(config.seeds, config.batch_size, mesh)
+    metadata = run_metadata(config, make_recipe, dataset, shape)
+    multihost.require_same(_common_metadata(metadata))
+    out = Path(multihost.broadcast_from_primary(lambda: str(out or rundir.new_path(config))))
+    run = _untrained(out, config, make_recipe, dataset)
 
-    with _folder(out, resume, about) as (folder, about):
-        records = processes.of_leader(lambda: rundir.read_metrics(folder) if folder else [])
-        parts = processes.of_leader(lambda: rundir.read_shards(folder) if folder else [])
-        finished = processes.of_leader(lambda: bool(folder and is_finished(out, folder)))
-        resuming = processes.of_leader(lambda: folder is not None)
+    with memory_errors(config), open_run(out, metadata, save_options, resume) as checkpointer:
+        if checkpointer.is_finished:
+            checkpointer.repair()
+            print(f"{out} is already finished", flush=True)
+            return run._replace(states=checkpointer.restore(run.states))
+        _print_start(run, metadata)
+        with clock.measure("compile"), use_mesh(shape):
+            loader = DataLoader(config, training, validation)
+            test = replicate(dataset.test)
+            population.compile_programs(run.setup, run.networks, loader.spec, test)
+            if checkpointer.resumes:
+                states = checkpointer.restore(run.states)
+            else:
+                states = population.init(run.setup, run.networks)
+            states = jax.block_until_ready(shard(states))  # if memory runs out, it does so here
+            run = run._replace(states=states)
+        callbacks = [*_default_callbacks(), *callbacks] if multihost.is_primary() else []
+        resumed_from_epoch = len(checkpointer.history)
 
-        def kept() -> TrainState:
-            load = partial(checkpoint.load, folder or out, shapes)
-            return processes.arrays_of_leader(load, shapes)
-
-        if finished:
-            if folder:
-                mend(out, folder)
-            nothing = "; there is nothing for TensorBoard to watch" if tensorboard else ""
-            print(f"{out} is finished already{nothing}", flush=True)
-            return run._replace(states=kept())
-        at_once = "" if plan.is_whole else f" ({plan.size:,} at once)"
-        divided = "".join(f", {name} {value}" for name, value in devices.in_words(shape).items())
-        print(
-            f"{dataset.name}: {train_images:,} images to train on{at_once}, "
-            f"{len(validation.labels):,} to validate, {len(dataset.test.labels):,} to test, "
-            f"{height} x {width} pixels; on {device_name()}{divided}",
-            flush=True,
-        )
-        with _timed(seconds, "compile"), memory_errors(config), devices.mesh(shape):
-            keys = population.keys(config.all_seeds)
-            feed, validation = Feed(config, training), devices.share(validation)
-            side_by_side, _ = population.compile_ahead(
-                *(recipe, keys, feed.like, devices.share(dataset.test), config.batch_size)
-            )
-            states = kept() if resuming else population.init(recipe, keys)
-            run = run._replace(states=jax.block_until_ready(devices.divide(states)))
-        with (
-            listening(patient=True) as received,
-            _keeper(out, about, saving, list(records), parts) as keeper,
-        ):
-            watching = watchers(run, records, tensorboard) if processes.leads() else []
-            with devices.mesh(shape):
-                run = _train(
-                    *(run, keys, feed, validation, side_by_side),
-                    *(keeper, watching, seconds, received),
-                )
-                summary = _test(run, dataset, keys, feed, keeper, seconds)
-            if shape != (1, 1):
-                run = run._replace(states=devices.to_host(run.states))
-            if keeper.lost:
-                raise Rescued(None, f"{keeper.lost}. What it came to: {in_words(summary)}")
-            summary |= {"resumed_from_epoch": len(records), "seconds": seconds}
-
-            def write(path: Path) -> None:
-                try:
-                    with _timed(seconds, "figures"):
-                        draw(run, dataset, summary, path)
-                finally:  # the result is worth more than its pictures
-                    seconds["total"] = time.perf_counter() - started
-                    rundir.write_summary(path, summary)
-
-            keeper.keep(write)
-            for watcher in watching:
-                watcher.run_done(keeper.run, summary)
-        if keeper.failure:
-            raise Rescued(keeper.run, f"{keeper.failure}. The whole run is in {keeper.run} instead")
-        return run._replace(path=keeper.run)
-
-
-@contextmanager
-def _folder(out: Path, resume: bool, about: Json) -> Iterator[tuple[Path | None, Json]]:
-    """Makes `out` a run's folder, and finds the checkpoint to go on from, and its config.json.
-
-    Of several processes that is for the first to do.
-    """
-    if not processes.leads():
-        yield None, about
-        return
-    with rundir.claimed(out):
-        rundir.require_free(out, resume)  # another process may have been here
-        folder, about = (None, about) if rundir.is_free(out) else find_checkpoint(out, about)
-        if not (folder and is_finished(out, folder)):
-            (out / "summary.json").unlink(missing_ok=True)
-        yield folder, about
-
-
-def _keeper(
-    out: Path, about: Json, saving: Saving, records: list[Json], parts: list[Json]
-) -> Keeper:
-    if processes.leads():
-        return Keeper(out, about, saving, records, parts)
-    return Follower(out, about, records, parts)
-
-
-def describe(dataset: Dataset, training: Examples, validation: Examples) -> Json:
-    """What config.json says of the data."""
-    return {
-        "train_images": len(training.labels),
-        "validation_images": len(validation.labels),
-        "test_images": len(dataset.test.labels),
-        "image_shape": list(training.images.shape[1:]),
-        "class_names": list(dataset.class_names),
-        "sha256": list(dataset.sha256),
-    }
-
-
-def name_of(make_recipe: Callable[..., object]) -> str:
-    """What tells a recipe from others in config.json: its function, and what a `partial` gave."""
-    if isinstance(make_recipe, partial):
-
-        def told(value: object) -> str:
-            return name_of(value) if callable(value) else repr(value)
-
-        given = [told(value) for value in make_recipe.args]
-        given += [f"{name}={told(value)}" for name, value in make_recipe.keywords.items()]
-        return f"{name_of(make_recipe.func)}({', '.join(given)})"
-    return getattr(make_recipe, "__qualname__", type(make_recipe).__name__)
+        with graceful_shutdown() as shutdown, ExitStack() as stack:
+            checkpointer.begin()
+            for callback in callbacks:
+                callback.on_run_begin(run, checkpointer.history)
+                stack.callback(callback.close)
+            with use_mesh(shape):
+                run = _train(run, loader, checkpointer, callbacks, clock, shutdown)
+                with clock.measure("evaluate"):
+                    result = measure(run, test) | _result_of_last_params(run, loader, test)
+                run = run._replace(states=gather_to_host(run.states))
+            summary = summarize(run, metadata, checkpointer.history, result)
+            summary |= {"resumed_from_epoch": resumed_from_epoch, "seconds": clock.seconds}
+            try:
+                with clock.measure("figures"):
+                    checkpointer.write("figures", lambda: save_figures(run, dataset, summary))
+            finally:  # the result is worth more than its figures
+                clock.stop()
+                checkpointer.write("summary", lambda: rundir.write_summary(out, summary))
+            for callback in callbacks:
+                callback.on_run_end(summary)
+        if checkpointer.failure:
+            raise SaveError(f"{checkpointer.failure}. The result: {summary_line(summary)}")
+        return run
 
 
 def _train(
     run: Run,
-    keys: Key[Array, "seeds"],
-    feed: Feed,
-    validation: Examples,
-    side_by_side: int,
-    keeper: Keeper,
-    watching: list[Watcher],
-    seconds: dict[str, float],
-    received: Received,
+    loader: DataLoader,
+    checkpointer: Checkpointer,
+    callbacks: Sequence[Callback],
+    clock: "Clock",
+    shutdown: Shutdown,
 ) -> Run:
-    """`run` after its last epoch, or after the one in which the last of its networks stopped."""
-    config, recipe, states, records = run.config, run.recipe, run.states, keeper.records
-    steps = steps_per_epoch(feed.plan.used, config.batch_size)
-    seen = steps * config.batch_size
-    stopped = _stopped(records, config)
-    before = [*records, *keeper.parts]
-    seconds |= {"train": sum(record["seconds"] for record in before), "evaluate": 0.0}
-    _, stopping = _agreed(keeper, received)
-    with progress(config.epochs, config.seeds, len(records)) as show, memory_errors(config):
-        for epoch in range(len(records) + 1, config.epochs + 1):
-            if stopping or all(stopped):
-                break
-            for shard in range(len(keeper.parts), feed.plan.shards):
-                start = time.perf_counter()
-                states, metrics = population.train_epoch(
-                    *(recipe, states, feed.take(epoch, shard), keys, config.batch_size),
-                    side_by_side,
-                )
-                metrics = devices.to_host(metrics)
-                taken = time.perf_counter() - start
-                seconds["train"] += taken
-                keeper.shard_done({"shard": shard, **shards.to_json(metrics), "seconds": taken})
-                if len(keeper.parts) < feed.plan.shards:  # the last one ends the epoch, see below
-                    due, stopping = _agreed(keeper, received)
-                    if due:
-                        keeper.begin_checkpoint(devices.to_host(states))
-                    if stopping:
-                        break
-            if len(keeper.parts) < feed.plan.shards:
-                break
-            parts = list(map(shards.from_json, keeper.parts))
-            metrics = shards.combined(parts, steps // len(parts))
-            taken = sum(part["seconds"] for part in keeper.parts)
-            record: Json = {
-                "epoch": epoch,
-                "step": epoch * steps,
-                "train_loss": metrics.loss.tolist(),
-                "train_error_percent": (100 * metrics.errors / seen).tolist(),
-            }
-            if epoch == config.epochs:  # as it is kept
-                states = population.settle(recipe, states, feed.settling, keys)
-            if len(validation.labels):
-                with _timed(seconds, "evaluate"):
-                    settled = population.settle(recipe, states, feed.settling, keys)
-                    evaluation = devices.to_host(population.evaluate(recipe, settled, validation))
-                percent = 100 * evaluation.errors / len(validation.labels)
-                record |= {
-                    "validation_loss": evaluation.loss.tolist(),
-                    "validation_error_percent": percent.tolist(),
-                }
-            for i in np.flatnonzero((metrics.finite < steps) & (stopped == 0)):
-                stopped[i] = (epoch - 1) * steps + metrics.finite[i] + 1
-                where = _divergence(config, steps, int(i), int(stopped[i]))
-                say(
-                    f"seed {where['seed']} stopped in epoch {epoch}, step {where['step']}, at "
-                    f"learning rate {where['learning_rate']:.3g}: its loss is no finite number"
-                )
-            if any(stopped):
-                record["stopped_at_step"] = stopped.tolist()
-            record |= {"seconds": taken, "images_per_second": seen * config.seeds / taken}
-            keeper.epoch_done(record)
-            due, stopping = _agreed(keeper, received)
-            if due:
-                keeper.begin_checkpoint(devices.to_host(states))
-            show(record)
-            for watcher in watching:
-                watcher.epoch_done(record, states)
-    with _timed(seconds, "save"):
-        keeper.training_done(devices.to_host(states))
-    if stopping:
-        done = f"stopped after epoch {len(records)} of {config.epochs}"
-        if keeper.parts:
-            done += f" and {len(keeper.parts)} of {feed.plan.shards} shards of the next"
-        if keeper.lost:
-            raise Interrupted(stopping, None, f"{done}. {keeper.lost}")
-        raise Interrupted(
-            stopping, keeper.run, f"{keeper.failure}; {done}" if keeper.failure else done
-        )
+    """`run` after its last epoch, or after the one in which it was stopped.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    config, setup, networks, states = run.config, run.setup, run.networks, run.states
+    history, signal_number = checkpointer.history, 0
+    stop = all_diverged(history, config)
+    recalibrate = partial(
+        population.recalibrate, setup, networks=networks, images=loader.recalibration_images
+    )
+    while len(history) < config.epochs and not (signal_number or stop):
+        epoch, start = len(history) + 1, time.perf_counter()
+        states, metrics = train_epoch(setup, states, networks, loader, epoch)
+        record = epoch_record(run, epoch, metrics, time.perf_counter() - start)
+        note_divergence(record, metrics, history, config)
+        if config.validation_images:
+            with clock.measure("evaluate"):
+                record |= _validate(run._replace(states=recalibrate(states)), loader)
+        checkpointer.log(record)
+        if checkpointer.is_due() and epoch < config.epochs:
+            checkpointer.save(recalibrate(states))
+        stop = _call(callbacks, record, states) or all_diverged(history, config)
+        signal_number, stop = multihost.max_over_processes(shutdown.signal_number, stop)
+
+    clock.seconds["train"] = sum(record["seconds"] for record in history)
+    with clock.measure("save"):
+        states = recalibrate(states)
+        checkpointer.save(states)
+    if signal_number:
+        message = f"stopped after epoch {len(history)} of {config.epochs}"
+        if checkpointer.failure:
+            message += f", but that is not saved: {checkpointer.failure}"
+        raise Interrupted(signal_number, run.path, message)
     return run._replace(states=states)
 
 
-def _agreed(keeper: Keeper, received: Received) -> tuple[bool, int]:
-    """Whether a checkpoint is made now, and the signal that any process received, or 0."""
-    due, signals = zip(*processes.of_all(keeper.is_due(), received.number or 0), strict=True)
-    return any(due), max(signals)
+def train_epoch(
+    setup: Setup, states: TrainState, networks: Networks, loader: DataLoader, epoch: int
+) -> tuple[TrainState, Metrics]:
+    """The states after an epoch, and its metrics on the host."""
+    by_shard = []
+    for examples in loader.epoch(epoch):
+        states, metrics = population.train_epoch(setup, states, networks, examples)
+        wait(metrics)
+        by_shard.append(gather_to_host(metrics))
+        del examples  # the device has memory for this shard and the next one
+    return states, combine_metrics(by_shard, loader.shards.size // setup.config.batch_size)
 
 
-def _test(
-    run: Run,
-    dataset: Dataset,
-    keys: Key[Array, "seeds"],
-    feed: Feed,
-    keeper: Keeper,
-    seconds: dict[str, float],
-) -> Json:
-    """The summary of `run`, but for the time it took."""
-    config, parts = run.config, keeper.config["data"]
-    with _timed(seconds, "evaluate"):
-        result = measure(run, dataset.test)
-        if run.states.average is not None:
-            last = run.states._replace(average=None)
-            last = population.settle(run.recipe, last, feed.settling, keys)
-            evaluation = devices.to_host(population.evaluate(run.recipe, last, dataset.test))
-            result["test_errors_of_last_weights"] = evaluation.errors.tolist()
-    steps = steps_per_epoch(feed.plan.used, config.batch_size)
-    stopped, last_step = _stopped(keeper.records, config), keeper.records[-1]["step"]
-    finite = np.isfinite(np.array(result["test_loss"], float))
-    stopped = np.where((stopped == 0) & ~finite, last_step, stopped)
-    diverged = [
-        _divergence(config, steps, i, step) for i, step in enumerate(stopped.tolist()) if step
-    ]
-    if diverged:
-        say(
-            f"{len(diverged)} of {config.seeds} networks diverged: their loss is no finite number; "
-            f"lower --learning-rate {config.learning_rate}"
-        )
+def combine_metrics(by_shard: Sequence[Metrics], steps: int) -> Metrics:
+    """The metrics of an epoch from those of its shards, of `steps` each; all on the host."""
+    if len(by_shard) == 1:
+        return by_shard[0]
+    loss, errors, finite_steps = (np.stack(arrays) for arrays in zip(*by_shard, strict=True))
+    # Once a network has diverged, the steps of later shards do not count.
+    finite_so_far = np.cumprod(finite_steps == steps, axis=0)
+    finite_steps[1:] *= finite_so_far[:-1]
+    return Metrics(loss.mean(axis=0), errors.sum(axis=0), finite_steps.sum(axis=0))
+
+
+def _validate(run: Run, loader: DataLoader) -> Json:
+    """What the validation images add to a line of metrics.jsonl."""
+    evaluation = population.evaluate(run.setup, run.states, run.networks, loader.validation)
+    evaluation = gather_to_host(evaluation)
     return {
-        "dataset": dataset.name,
-        **{f"{part}_images": parts[f"{part}_images"] for part in ("train", "validation", "test")},
-        **{"seed": config.seed, "seeds": config.seeds, "epochs": config.epochs},
-        **{"steps": last_step, **result, "diverged": diverged},
-        **{"device": device_name(), "versions": versions()},
+        "validation_loss": evaluation.loss.tolist(),
+        "validation_error_percent": (
+            100 * evaluation.errors / len(loader.validation.labels)
+        ).tolist(),
     }
 
 
-def _stopped(records: list[Json], config: Config) -> Int[np.ndarray, "seeds"]:
-    """The step, from 1, with the first loss of each network that is no finite number, or 0."""
-    last = records[-1] if records else {}
-    return np.array(last.get("stopped_at_step", [0] * config.seeds))
+def _result_of_last_params(run: Run, loader: DataLoader, test: Examples) -> Json:
+    """The test errors of the last parameters, where averaged ones are evaluated."""
+    if run.states.ema_params is None:
+        return {}
+    states = population.recalibrate(
+        run.setup, run.states._replace(ema_params=None), run.networks, loader.recalibration_images
+    )
+    evaluation = population.evaluate(run.setup, states, run.networks, test)
+    return {"test_errors_of_last_weights": gather_to_host(evaluation).errors.tolist()}
 
 
-def _divergence(config: Config, steps_per_epoch: int, i: int, step: int) -> Json:
-    """Where network `i` stopped, and the learning rate there by the config's schedule."""
-    schedule = learning_rate_schedule(config, config.epochs * steps_per_epoch)
-    return {
-        "seed": config.seed + i,
-        "epoch": (step - 1) // steps_per_epoch + 1,
-        "step": step,
-        "learning_rate": float(np.asarray(schedule(step - 1))),
-    }
+def _call(callbacks: Sequence[Callback], record: Json, states: TrainState) -> bool:
+    """Calls the callbacks after an epoch; returns whether one of them stops training."""
+    stop = False
+    for callback in callbacks:
+        try:
+            callback.on_epoch_end(record, states)
+        except StopTraining:
+            stop = True
+    return stop
 
 
-def as_used(config: Config, dataset: Dataset) -> Config:
-    """`config` with the dataset that was had, the folder it came from, and shards it can have."""
-    config = dataclasses.replace(config, shard_images=shards.shard_images(config, dataset.train))
+def _default_callbacks() -> list[Callback]:
+    return [LiveFigure(), ProgressBar()] if in_notebook() else [ProgressBar()]
+
+
+def _untrained(path: Path, config: Config, make_recipe: MakeRecipe, dataset: Dataset) -> Run:
+    """The run with the shapes of its states. Raises InputError if the config does not fit."""
+    images = len(dataset.train.labels) - config.validation_images
+    spec = dataset.spec._replace(train_images=plan_shards(config, images).images_used)
+    networks = population.networks_of(config)
+    shapes = jax.eval_shape(partial(population.init, Setup(config, spec, make_recipe)), networks)
+    return Run(path, config, spec, dataset.class_names, dataset.sha256, shapes, make_recipe)
+
+
+def resolve(config: Config, dataset: Dataset) -> Config:
+    """`config` with the name and folder of the data that was loaded, and the size of its shards."""
     folder = config.data_dir or data.default_folder(dataset.name)
     if dataset.name == "digits" or not folder:
-        return dataclasses.replace(config, dataset=dataset.name, data_dir=None)
+        data_dir = None
+    else:
+        data_dir = Path(folder).expanduser().absolute()
+    shard_images = default_shard_images(config, dataset.train)
     return dataclasses.replace(
-        config, dataset=dataset.name, data_dir=Path(folder).expanduser().absolute()
+        config, dataset=dataset.name, data_dir=data_dir, shard_images=shard_images
     )
 
 
-def new_folder(config: Config, kind: str = "") -> Path:
-    """A name under runs/ that nothing has, of the time and of what is trained."""
-    layers = "x".join(map(str, config.hidden)) or "linear"
-    when = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    name = f"{when}-{kind}{config.dataset.replace('/', '-')}-{layers}"
-    paths = (Path("runs") / (f"{name}-{n}" if n > 1 else name) for n in itertools.count(1))
-    return next(path for path in paths if not path.exists())
+def _common_metadata(metadata: Json) -> Json:
+    """What all processes of a run must agree on."""
+    own = ("data_dir", "environment", "device", "processor")
+    fields = {**metadata, **metadata["environment"]}
+    return {name: value for name, value in fields.items() if name not in own}
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+def _print_start(run: Run, metadata: Json) -> None:
+    sizes, environment = metadata["data"], metadata["environment"]
+    shards = plan_shards(run.config, sizes["train_images"])
+    shard_size = "" if shards.is_single else f" ({shards.size:,} at once)"
+    mesh = f", mesh {environment['mesh']}" if "mesh" in environment else ""
+    height, width = run.image_shape
+    print(
+        f"{run.config.dataset}: {sizes['train_images']:,} images to train on{shard_size}, "
+        f"{sizes['validation_images']:,} to validate, {sizes['test_images']:,} to test, "
+        f"{height} x {width} pixels; on {device_name()}{mesh}",
+        flush=True,
+    )
+
+
+class Clock:
+    """The seconds that each part of a run takes."""
+
+    def __init__(self, started: float | None) -> None:
+        now = time.perf_counter()
+        self._started = now if started is None else started
+        self.seconds: dict[str, float] = {"startup": now - self._started}
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Adds the seconds that the `with` block takes to `part`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+    def stop(self) -> None:
+        """Sets the total, from the start of the process to now."""
+        self.seconds["total"] = time.perf_counter() - self._started

@@ -1,46 +1,72 @@
-"""Many networks as one program: the functions of `train.py` over a leading axis of seeds.
+"""Many networks as one program: `train.py`, mapped over seeds and hyperparameters, and compiled.
 
-One seed is the ordinary case: an axis of length 1. Where `jax.set_mesh` has set a mesh, its axis
-"networks" divides the networks among devices, and its axis "images" the images of every batch.
+Every state, key and hyperparameter has a leading axis of networks. One network is the ordinary
+case, with an axis of length 1. Where `jax.set_mesh` has set a mesh, its axis "networks" shards that
+leading axis, and its axis "images" the images of every batch.
 """
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
 from mnist_jax import prng, train
-from mnist_jax.data import Examples
-from mnist_jax.model import PyTree
-from mnist_jax.parallel import devices
+from mnist_jax.config import Config, Hparams
+from mnist_jax.data import DataSpec, Examples
+from mnist_jax.model import Logits, PyTree
+from mnist_jax.parallel import mesh
 from mnist_jax.preprocess import Images, Inputs
-from mnist_jax.train import Evaluation, Metrics, Recipe, TrainState
+from mnist_jax.train import Evaluation, MakeRecipe, Metrics, Recipe, TrainState
 
 CPU_CACHE_BYTES = 4 * 2**20
-"""The parameters and optimizer states that train side by side on a CPU take at most about this."""
+"""On a CPU, the parameters and optimizer states that are trained at once take at most about this:
+networks that do not fit its cache train faster one after the other."""
+
+PER_NETWORK, SHARED = jax.P("networks"), jax.P()
 
 
-def divided(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of (what every network has for itself, what they share), on every device.
+class Setup(NamedTuple):
+    """What a program is compiled for; hashable, hence a static argument of `jit`."""
 
-    A device computes its own networks as if there were no others; none waits for another.
-    """
-    if jax.sharding.get_abstract_mesh().shape.get("networks", 1) == 1:
-        return function
-    specs = jax.P("networks"), jax.P()
-    return jax.shard_map(
-        function, in_specs=specs, out_specs=specs[0], axis_names={"networks"}, check_vma=False
-    )
+    config: Config
+    spec: DataSpec
+    make_recipe: MakeRecipe = train.default_recipe
+
+    def recipe(self, hparams: Hparams) -> Recipe:
+        """The recipe of one network, whose batches the mesh may shard."""
+        return shard_batches(self.make_recipe(self.config, hparams, self.spec))
 
 
-def with_divided_batches(recipe: Recipe) -> Recipe:
-    """`recipe`, each batch of which is divided among the devices that share a network.
+class Networks(NamedTuple):
+    """What tells networks of one program apart, with an axis of networks on every leaf."""
 
-    The compiler follows the images through the step, and adds up what the devices find.
+    keys: Key[Array, "networks"]
+    hparams: Hparams
+
+
+def networks(seeds: Sequence[int], hparams: Sequence[Hparams]) -> Networks:
+    """The networks with these seeds and hyperparameters, on their devices."""
+    columns = (np.array(column, np.float32) for column in zip(*hparams, strict=True))
+    keys = _keys(mesh.shard(np.asarray(seeds, np.uint32)))
+    return Networks(keys, mesh.shard(Hparams(*columns)))
+
+
+_keys = jax.jit(jax.vmap(prng.key))
+
+
+def networks_of(config: Config) -> Networks:
+    """One network for each seed of `config`."""
+    return networks(config.all_seeds, [config.hparams] * config.seeds)
+
+
+def shard_batches(recipe: Recipe) -> Recipe:
+    """`recipe`, with every batch sharded over the mesh axis "images", if there is one.
+
+    The compiler follows the images through the step, and adds up the gradients of the devices.
     """
     if jax.sharding.get_abstract_mesh().shape.get("images", 1) == 1:
         return recipe
@@ -48,138 +74,146 @@ def with_divided_batches(recipe: Recipe) -> Recipe:
     def preprocess(images: Images) -> Inputs:
         return jax.lax.with_sharding_constraint(recipe.preprocess(images), jax.P("images"))
 
-    def vary(**numbers: Any) -> Recipe:
-        assert recipe.vary
-        return with_divided_batches(recipe.vary(**numbers))
-
-    return recipe._replace(preprocess=preprocess, vary=recipe.vary and vary)
+    return recipe._replace(preprocess=preprocess)
 
 
-def keys(seeds: Sequence[int]) -> Key[Array, "seeds"]:
-    """The key of each seed."""
-    return _keys(devices.divide(np.asarray(seeds, np.uint32)))
+def on_every_device(function: Callable[..., Any], *in_specs: jax.P) -> Callable[..., Any]:
+    """`function`, run by each device on the networks that it holds, and on what all share.
 
-
-_keys = jax.jit(jax.vmap(prng.key))
-
-
-@partial(jax.jit, static_argnames="recipe")
-def init(recipe: Recipe, keys: Key[Array, "seeds"]) -> TrainState:
-    """The states of step 0."""
-    # One after the other: it takes no time, and compiles in half the time that vmap's takes.
-    return divided(lambda keys, _: jax.lax.map(partial(train.init, recipe), keys))(keys, ())
-
-
-def side_by_side(states: TrainState) -> int:
-    """How many of these networks (or of their shapes) train fastest at the same time.
-
-    On an accelerator all that are its own. On a CPU as many as its cache holds: there a step of
-    more takes longer than the steps of fewer, one after the other.
+    Devices need no communication: none waits for another.
     """
-    seeds = len(states.step) // jax.sharding.get_abstract_mesh().shape.get("networks", 1)
-    if jax.default_backend() != "cpu":
-        return seeds
-    leaves = jax.tree.leaves(states)
-    bytes_each = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // len(states.step)
-    groups = -(-seeds // max(CPU_CACHE_BYTES // bytes_each, 1))
-    # Of one size if they can be: a smaller last group is compiled as a program of its own.
-    return -(-seeds // groups)
+    if jax.sharding.get_abstract_mesh().shape.get("networks", 1) == 1:
+        return function
+    return jax.shard_map(
+        function,
+        in_specs=in_specs,
+        out_specs=PER_NETWORK,
+        axis_names={"networks"},
+        check_vma=False,
+    )
 
 
-@partial(
-    jax.jit, static_argnames=("recipe", "batch_size", "side_by_side"), donate_argnames="states"
-)
+@partial(jax.jit, static_argnames="setup")
+def init(setup: Setup, networks: Networks) -> TrainState:
+    """The states before the first step."""
+
+    def init_one(network: Networks) -> TrainState:
+        return train.init(setup.recipe(network.hparams), network.keys)
+
+    # One after the other: that is as fast, and compiles in half the time of vmap.
+    return on_every_device(partial(jax.lax.map, init_one), PER_NETWORK)(networks)
+
+
+@partial(jax.jit, static_argnames="setup", donate_argnames="states")
 def train_epoch(
-    recipe: Recipe,
-    states: TrainState,
-    examples: Examples,
-    keys: Key[Array, "seeds"],
-    batch_size: int,
-    side_by_side: int,
+    setup: Setup, states: TrainState, networks: Networks, examples: Examples
 ) -> tuple[TrainState, Metrics]:
     """One pass of every network over the same images, each in its own order."""
+    size = vmap_size(states)
 
-    recipe = with_divided_batches(recipe)
-
-    def epochs(
-        networks: tuple[TrainState, Key[Array, "seeds"]], examples: Examples
+    def train_all(
+        states: TrainState, networks: Networks, examples: Examples
     ) -> tuple[TrainState, Metrics]:
-        def epoch(network: tuple[TrainState, Key[Array, ""]]) -> tuple[TrainState, Metrics]:
-            state, key = network
-            return train.train_epoch(recipe, state, examples, key, batch_size)
+        def train_one(pair: tuple[TrainState, Networks]) -> tuple[TrainState, Metrics]:
+            state, (key, hparams) = pair
+            recipe = setup.recipe(hparams)
+            return train.train_epoch(recipe, state, examples, key, setup.config.batch_size)
 
-        # vmap of one network is slower than the network: XLA then keeps gradients transposed.
-        vmapped = None if side_by_side == 1 else side_by_side
-        return jax.lax.map(epoch, networks, batch_size=vmapped)
+        # vmap over one network is slower than the network: XLA then keeps gradients transposed.
+        batch_size = None if size == 1 else size
+        return jax.lax.map(train_one, (states, networks), batch_size=batch_size)
 
-    return divided(epochs)((states, keys), examples)
+    run = on_every_device(train_all, PER_NETWORK, PER_NETWORK, SHARED)
+    return run(states, networks, examples)
 
 
-def settle(
-    recipe: Recipe, states: TrainState, images: Images, keys: Key[Array, "seeds"]
+def vmap_size(states: TrainState) -> int:
+    """How many of these networks (or of their shapes) a device trains at once, to be fastest.
+
+    On an accelerator all of its own, on a CPU as many as fit its cache.
+    """
+    count = len(states.step) // jax.sharding.get_abstract_mesh().shape.get("networks", 1)
+    if jax.default_backend() != "cpu":
+        return count
+    leaves = jax.tree.leaves(states)
+    network_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // len(states.step)
+    groups = -(-count // max(CPU_CACHE_BYTES // network_bytes, 1))
+    # Groups of one size where possible: a smaller last group is compiled as one more program.
+    return -(-count // groups)
+
+
+def recalibrate(setup: Setup, states: TrainState, networks: Networks, images: Images) -> TrainState:
+    """`train.recalibrate` for every network; `states` as they are if they have no statistics."""
+    if not jax.tree.leaves(states.model_state):
+        return states
+    return _recalibrate(setup, states, networks, images)
+
+
+@partial(jax.jit, static_argnames="setup")
+def _recalibrate(
+    setup: Setup, states: TrainState, networks: Networks, images: Images
 ) -> TrainState:
-    """`train.settle` for every network; the same `states` where there is nothing to settle."""
-    return _settle(recipe, states, images, keys) if jax.tree.leaves(states.model_state) else states
+    def recalibrate_all(states: TrainState, networks: Networks, images: Images) -> TrainState:
+        def recalibrate_one(pair: tuple[TrainState, Networks]) -> TrainState:
+            state, (key, hparams) = pair
+            return train.recalibrate(setup.recipe(hparams), state, images, key)
+
+        # One after the other: the activations of so many images take memory.
+        return jax.lax.map(recalibrate_one, (states, networks))
+
+    run = on_every_device(recalibrate_all, PER_NETWORK, PER_NETWORK, SHARED)
+    return run(states, networks, images)
 
 
-@partial(jax.jit, static_argnames="recipe")
-def _settle(
-    recipe: Recipe, states: TrainState, images: Images, keys: Key[Array, "seeds"]
-) -> TrainState:
-    def all_settled(networks: tuple[TrainState, Key[Array, "seeds"]], images: Images) -> TrainState:
-        def settled(network: tuple[TrainState, Key[Array, ""]]) -> TrainState:
-            state, key = network
-            return train.settle(recipe, state, images, key)
-
-        # One after the other, as the activations of so many images take memory.
-        return jax.lax.map(settled, networks)
-
-    return divided(all_settled)((states, keys), images)
-
-
-@partial(jax.jit, static_argnames="recipe")
-def predict(recipe: Recipe, states: TrainState, images: Images) -> Float[Array, "seeds n classes"]:
+@partial(jax.jit, static_argnames="setup")
+def predict(
+    setup: Setup, states: TrainState, networks: Networks, images: Images
+) -> Float[Array, "networks n classes"]:
     """The logits that each network gives each image."""
-    each = jax.vmap(partial(train.predict, recipe), in_axes=(0, None))
-    return divided(each)(states, images)
+
+    def predict_one(state: TrainState, hparams: Hparams, images: Images) -> Logits:
+        return train.predict(setup.recipe(hparams), state, images)
+
+    predict_all = jax.vmap(predict_one, in_axes=(0, 0, None))
+    run = on_every_device(predict_all, PER_NETWORK, PER_NETWORK, SHARED)
+    return run(states, networks.hparams, images)
 
 
-@partial(jax.jit, static_argnames="recipe")
-def evaluate(recipe: Recipe, states: TrainState, examples: Examples) -> Evaluation:
+@partial(jax.jit, static_argnames="setup")
+def evaluate(
+    setup: Setup, states: TrainState, networks: Networks, examples: Examples
+) -> Evaluation:
     """Loss and confusion matrix of every network over all of `examples`."""
-    each = jax.vmap(partial(train.evaluate, recipe), in_axes=(0, None))
-    return divided(each)(states, examples)
+
+    def evaluate_one(state: TrainState, hparams: Hparams, examples: Examples) -> Evaluation:
+        return train.evaluate(setup.recipe(hparams), state, examples)
+
+    evaluate_all = jax.vmap(evaluate_one, in_axes=(0, 0, None))
+    run = on_every_device(evaluate_all, PER_NETWORK, PER_NETWORK, SHARED)
+    return run(states, networks.hparams, examples)
 
 
-def compile_ahead(
-    recipe: Recipe,
-    keys: Key[Array, "seeds"],
-    training: Examples,
-    test: Examples,
-    batch_size: int,
-    numbers: PyTree = (),
-) -> tuple[int, int]:
+def compile_programs(setup: Setup, networks: Networks, training: PyTree, test: PyTree) -> int:
     """Compiles `init`, `train_epoch` and `evaluate` for these arguments, all at the same time.
 
-    Calls of them then start at once. One compilation by itself leaves half of two cores idle.
+    Their calls then start at once. One compilation alone leaves half of two cores idle.
 
-    Returns: how many networks `train_epoch` is compiled to train side by side, and how many bytes
-    the hungriest program takes on the device; 0 where that is not known.
+    Returns: the bytes on a device that the largest program takes, or 0 where that is not known.
     """
+    shapes = jax.eval_shape(partial(init, setup), networks)
+    states = mesh.sharded_shapes(shapes)
+    lowered = [
+        init.lower(setup, networks),
+        train_epoch.lower(setup, states, networks, training),
+        evaluate.lower(setup, states, networks, test),
+    ]
     with ThreadPoolExecutor() as pool:
-        compiling = [pool.submit(init.lower(recipe, keys).compile)]
-        shapes = jax.eval_shape(partial(init, recipe), keys)._replace(numbers=numbers)
-        states = devices.divided_shapes(shapes)
-        together = side_by_side(states)
-        epoch = train_epoch.lower(recipe, states, training, keys, batch_size, together)
-        compiling.append(pool.submit(epoch.compile))
-        compiling.append(pool.submit(evaluate.lower(recipe, states, test).compile))
-        compiled = [compilation.result() for compilation in compiling]
-    return together, max(map(_bytes, compiled))
+        compiled = list(pool.map(jax.stages.Lowered.compile, lowered))
+    return max(map(_bytes, compiled))
 
 
 def _bytes(program: jax.stages.Compiled) -> int:
-    """What a program takes at once: what it reads, writes and computes meanwhile."""
+    """What a program reads, writes and needs in between."""
     sizes = program.memory_analysis()
     if sizes is None:
         return 0

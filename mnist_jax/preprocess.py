@@ -17,8 +17,7 @@ Inputs = Float[AnyArray, "n pixels"]
 Labels = Integer[AnyArray, "n"]
 """Class numbers from 0."""
 
-
-Number = Float[AnyArray, ""] | float
+Scalar = Float[AnyArray, ""] | float
 """One number, known when a program is compiled or when it runs."""
 
 

@@ -1,4 +1,4 @@
-"""Strict rules for every test, and the data they share."""
+"""Strict rules for every test, and the data and helpers that they share."""
 
 import atexit
 import json
@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # or XLA tells of each program that it reads back
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # else XLA prints a page for each program in the cache
 
 from jaxtyping import install_import_hook
 
@@ -27,17 +27,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("no clock", deadline=None)  # machines may be busy
 hypothesis.settings.load_profile("no clock")
 
-# Tests that a shell runs in the background, and what they start, would ignore it.
+# A shell makes what it runs in the background ignore SIGINT, and so would the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Tests compile many programs again. What they start does not, but where a test is about that.
+# Tests compile many programs again. Processes that they start use no cache, unless it is tested.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 COMPILED = tempfile.mkdtemp()
 atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", COMPILED)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
-# Only tests that ask for MNIST see it; the processes of -n 2 inherit the other name.
+# Only tests that ask for MNIST see it. The processes of -n 2 inherit the other name.
 if "MNIST_JAX_DATA" in os.environ:
     os.environ["MNIST_FOR_TESTS"] = os.environ.pop("MNIST_JAX_DATA")
 MNIST_DIR = os.environ.get("MNIST_FOR_TESTS")
@@ -92,7 +92,7 @@ def tally(kind: str, **counts: int) -> None:
 
 
 def pytest_sessionfinish(session):
-    """Of two processes that share the tests (-n 2), each sends its counts to the one that tells."""
+    """Each of several processes that share the tests (-n 2) sends its counts to the first."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["tally"] = TALLY
 
@@ -114,7 +114,7 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def tiny_arrays(train=40, test=20, height=3, width=2, classes=3):
-    """Arrays of a data set that anyone can read: pixel values random, labels 0 1 2 0 1 2 ..."""
+    """The arrays of a small dataset: random pixels, and the labels 0 1 2 0 1 2 ..."""
     random = np.random.default_rng(0)
     return (
         random.integers(0, 256, (train, height, width), np.uint8),
@@ -134,14 +134,14 @@ print(nbformat.writes(notebook))
 
 
 def executed(notebook: str, folder: Path, **env: str) -> list[dict]:
-    """The cells of a notebook (its JSON) that a kernel has executed in `folder`."""
+    """The cells of a notebook (its JSON), after a kernel has executed it in `folder`."""
     done = subprocess.run(
         [sys.executable, "-c", EXECUTE],
         input=notebook,
         cwd=folder,
         env={
             **os.environ,
-            "MPLCONFIGDIR": matplotlib.get_cachedir(),  # looking for fonts takes seconds
+            "MPLCONFIGDIR": matplotlib.get_cachedir(),  # to look for fonts takes seconds
             **{name: str(folder / name) for name in ("IPYTHONDIR", "JUPYTER_DATA_DIR")},
             **env,
         },
@@ -154,13 +154,13 @@ def executed(notebook: str, folder: Path, **env: str) -> list[dict]:
 
 
 def drawn(height=280, width=200, top=30, left=120, tall=100, wide=20, paper=255, ink=0):
-    """A picture of an upright bar, off its middle."""
+    """A picture of an upright bar, off the centre."""
     picture = np.full((height, width), paper, np.uint8)
     picture[top : top + tall, left : left + wide] = ink
     return picture
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
-    """An IDX file of unsigned bytes, written after the format's description."""
+    """An IDX file of unsigned bytes, written from the description of the format."""
     sizes = b"".join(np.array(size, ">u4").tobytes() for size in array.shape)
     return b"\x00\x00\x08" + bytes([array.ndim]) + sizes + array.tobytes()

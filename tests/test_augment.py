@@ -10,7 +10,7 @@ from mnist_jax.augment import (
     Strength,
     affine,
     deform,
-    deform_all,
+    deform_batch,
     elastic,
     resample,
     strength_of,
@@ -22,20 +22,20 @@ RANDOM = np.random.default_rng(0)
 IMAGE = RANDOM.integers(0, 256, (28, 28)).astype(np.uint8)
 
 
-def by_scipy(image, places):
+def by_scipy(image, coordinates):
     return ndimage.map_coordinates(
-        image.astype(np.float64), np.asarray(places, np.float64), order=1, mode="grid-constant"
+        image.astype(np.float64), np.asarray(coordinates, np.float64), order=1, mode="grid-constant"
     )
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (8, 8), (5, 9)])
 def test_resampling_is_scipys(shape):
     image = RANDOM.integers(0, 256, shape).astype(np.uint8)
-    places = np.indices(shape) + RANDOM.normal(scale=4, size=(2, *shape))  # many lie outside
-    places = places.astype(np.float32)
-    found = resample(image, places)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found / 255, by_scipy(image, places) / 255, atol=1e-4)
+    coordinates = np.indices(shape) + RANDOM.normal(scale=4, size=(2, *shape))  # many lie outside
+    coordinates = coordinates.astype(np.float32)
+    actual = resample(image, coordinates)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual / 255, by_scipy(image, coordinates) / 255, atol=1e-4)
 
 
 @settings(max_examples=30)
@@ -44,7 +44,7 @@ def test_resampling_is_scipys(shape):
     st.floats(-9, 9), st.floats(-9, 9),
 )  # fmt: skip
 def test_affine_is_scipys(rotation, shear, tall, wide, down, right):
-    """SciPy takes the matrix that leads back, made here by inverting the one that leads there."""
+    """SciPy takes the inverse matrix, which is computed here from the forward one."""
     shape = (9, 13)
     image = RANDOM.integers(0, 256, shape).astype(np.uint8)
     turn, slant = np.deg2rad(rotation), np.deg2rad(shear)
@@ -57,10 +57,10 @@ def test_affine_is_scipys(rotation, shear, tall, wide, down, right):
         image.astype(np.float64), back, offset, order=1, mode="grid-constant"
     )
     change = Affine(rotation, shear, np.float32([tall, wide]), np.float32([down, right]))
-    places = affine(shape, change)
-    back_places = np.einsum("ij,jkl->ikl", back, np.indices(shape)) + offset[:, None, None]
-    np.testing.assert_allclose(places, back_places, atol=1e-4)
-    np.testing.assert_allclose(resample(image, places) / 255, expected / 255, atol=1e-4)
+    coordinates = affine(shape, change)
+    back_coordinates = np.einsum("ij,jkl->ikl", back, np.indices(shape)) + offset[:, None, None]
+    np.testing.assert_allclose(coordinates, back_coordinates, atol=1e-4)
+    np.testing.assert_allclose(resample(image, coordinates) / 255, expected / 255, atol=1e-4)
 
 
 def test_the_directions_are_those_of_the_page():
@@ -88,9 +88,9 @@ def test_elastic_is_scipys(sigma, alpha):
 
 def test_no_strength_is_the_identity():
     images = RANDOM.integers(0, 256, (3, 28, 28)).astype(np.uint8)
-    np.testing.assert_array_equal(deform_all(Strength(), key(0), images), images)
+    np.testing.assert_array_equal(deform_batch(Strength(), key(0), images), images)
     elastic_alone = Strength(elastic_alpha_pixels=1e-30)
-    np.testing.assert_allclose(deform_all(elastic_alone, key(0), images), images, atol=1e-4)
+    np.testing.assert_allclose(deform_batch(elastic_alone, key(0), images), images, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -105,19 +105,19 @@ def test_no_strength_is_the_identity():
 )
 def test_each_strength_deforms_each_image_in_its_own_way_each_time(strength):
     same = np.stack([IMAGE] * 3)
-    once, again = (np.asarray(deform_all(strength, key(n), same)) for n in (0, 1))
+    once, again = (np.asarray(deform_batch(strength, key(n), same)) for n in (0, 1))
     assert once.dtype == np.float32
     assert 0 <= once.min() <= once.max() <= 255
     for a, b in [(once[0], once[1]), (once[0], again[0]), (once[0], IMAGE)]:
         assert np.abs(a - b).mean() > 1
-    np.testing.assert_array_equal(once, deform_all(strength, key(0), same))
+    np.testing.assert_array_equal(once, deform_batch(strength, key(0), same))
 
 
-def test_draws_are_even_up_to_the_strength():
-    """How far the middle of mass moves when only shifts are drawn."""
+def test_shifts_are_drawn_uniformly_up_to_the_strength():
+    """How far the centre of mass moves."""
     dot = np.zeros((21, 21), np.float32)
     dot[10, 10] = 255
-    moved = np.asarray(deform_all(Strength(shift_pixels=4.0), key(5), np.stack([dot] * 3000)))
+    moved = np.asarray(deform_batch(Strength(shift_pixels=4.0), key(5), np.stack([dot] * 3000)))
     mass = moved / moved.sum((1, 2), keepdims=True)
     for axis in (0, 1):
         middle = (mass.sum(2 - axis) * np.arange(21)[None]).sum(-1) - 10
@@ -128,11 +128,11 @@ def test_draws_are_even_up_to_the_strength():
 
 
 @pytest.mark.parametrize(("strength", "axis"), [(Strength(scale=0.4), 0), (Strength(scale=0.4), 1)])
-def test_digits_grow_and_shrink_evenly(strength, axis):
-    """How far the ink of a square reaches in either direction, on average over many."""
+def test_scales_are_drawn_uniformly(strength, axis):
+    """How tall and how wide the same square becomes, over many draws."""
     square = np.zeros((41, 41), np.float32)
     square[10:31, 10:31] = 255
-    deformed = np.asarray(deform_all(strength, key(6), np.stack([square] * 1000)))
+    deformed = np.asarray(deform_batch(strength, key(6), np.stack([square] * 1000)))
     sizes = deformed[:, 20].sum(1) if axis else deformed[:, :, 20].sum(1)
     factors = sizes / (21 * 255)
     assert factors.min() == pytest.approx(0.6, abs=0.02)
@@ -141,10 +141,10 @@ def test_digits_grow_and_shrink_evenly(strength, axis):
 
 
 @pytest.mark.parametrize("name", ["rotation_degrees", "shear_degrees"])
-def test_digits_lean_to_both_sides_evenly(name):
+def test_angles_are_drawn_evenly_to_both_sides(name):
     dot = np.zeros((41, 41), np.float32)
     dot[10, 20] = 255  # ten pixels above the middle
-    deformed = np.asarray(deform_all(Strength(**{name: 30.0}), key(7), np.stack([dot] * 1000)))
+    deformed = np.asarray(deform_batch(Strength(**{name: 30.0}), key(7), np.stack([dot] * 1000)))
     columns = (deformed.sum(1) * np.arange(41)[None]).sum(1) / deformed.sum((1, 2)) - 20
     reach = 10 * (np.sin if name == "rotation_degrees" else np.tan)(np.deg2rad(30))
     assert columns.min() == pytest.approx(-reach, abs=0.4)
@@ -152,7 +152,7 @@ def test_digits_lean_to_both_sides_evenly(name):
     assert abs(columns.mean()) < 0.4
 
 
-def test_elastic_fields_have_the_spread_of_even_noise():
+def test_elastic_displacements_have_the_spread_of_uniform_noise():
     """A pixel far from the border moves by alpha times 1 / sqrt(3), over 2 sigma sqrt(pi)."""
 
     def place(number):
@@ -170,11 +170,25 @@ def test_a_batch_is_its_images_one_by_one():
     images = RANDOM.integers(0, 256, (4, 28, 28)).astype(np.uint8)
     keys = jax.random.split(key(3), 4)
     alone = np.stack([deform(strength, keys[i], images[i]) for i in range(4)])
-    np.testing.assert_allclose(deform_all(strength, key(3), images), alone, atol=1e-2)
+    np.testing.assert_allclose(deform_batch(strength, key(3), images), alone, atol=1e-2)
 
 
-def test_the_config_names_the_strength():
-    config = Config(rotation_degrees=1.0, scale=0.2, elastic_sigma_pixels=5.0)
-    assert strength_of(config) == Strength(
-        rotation_degrees=1.0, scale=0.2, elastic_sigma_pixels=5.0
+def test_the_strength_is_that_of_the_config():
+    affine_alone = Config(rotation_degrees=1.0, scale=0.2, elastic_sigma_pixels=5.0)
+    assert strength_of(affine_alone, affine_alone.hparams) == Strength(
+        rotation_degrees=1.0, scale=0.2, elastic_sigma_pixels=5.0, elastic_alpha_pixels=None
     )
+    elastic_alone = Config(elastic_alpha_pixels=34.0)
+    assert strength_of(elastic_alone, elastic_alone.hparams) == Strength(elastic_alpha_pixels=34.0)
+
+
+def test_a_config_without_deformations_has_no_strength():
+    config = Config(elastic_sigma_pixels=5.0)
+    assert strength_of(config, config.hparams) is None
+
+
+def test_the_config_decides_what_is_deformed_and_the_hparams_how_far():
+    config = Config(rotation_degrees=9.0, elastic_alpha_pixels=5.0)
+    hparams = config.hparams._replace(rotation_degrees=2.0, elastic_alpha_pixels=0.0, scale=0.1)
+    strength = strength_of(config, hparams)
+    assert strength == Strength(rotation_degrees=2.0, scale=0.1, elastic_alpha_pixels=0.0)

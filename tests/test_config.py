@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_jax.config import Config, InputError, from_json, to_json
+from mnist_jax.config import Config, Hparams, from_json, to_json, validate
+from mnist_jax.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -50,8 +51,9 @@ from mnist_jax.config import Config, InputError, from_json, to_json
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_flag(field, value):
+    config = Config(**{field: value})
     with pytest.raises(InputError) as caught:
-        Config(**{field: value})
+        validate(config)
     message = str(caught.value)
     assert message.startswith("--" + field.replace("_", "-"))
     assert "it takes" in message
@@ -59,9 +61,21 @@ def test_a_value_out_of_range_is_named_with_its_flag(field, value):
 
 
 def test_the_last_seed_must_fit_too():
-    Config(seed=2**32 - 2, seeds=2)
+    validate(Config(seed=2**32 - 2, seeds=2))
     with pytest.raises(InputError, match="--seed"):
-        Config(seed=2**32 - 2, seeds=3)
+        validate(Config(seed=2**32 - 2, seeds=3))
+
+
+def test_validate_returns_a_config_that_can_be_used():
+    config = Config(dropout=0.5)
+    assert validate(config) is config
+
+
+def test_hparams_are_the_values_of_the_fields():
+    config = Config(learning_rate=0.25, elastic_alpha_pixels=3.0)
+    hparams = config.hparams
+    assert hparams.learning_rate == 0.25
+    assert hparams == Hparams(**{name: getattr(config, name) for name in Hparams._fields})
 
 
 @given(
@@ -78,10 +92,11 @@ def test_json_keeps_everything(hidden, dropout, data_dir, seed):
 
 
 def test_values_of_another_type_are_named():
-    """In a process of its own, as here the types are checked before the config can."""
+    """In a process of its own, because here beartype refuses them first."""
     code = """
 import math
-from mnist_jax.config import Config, InputError, from_json, to_json
+from mnist_jax.config import Config, from_json, to_json
+from mnist_jax.errors import InputError
 for change in (
     {"epochs": "ten"}, {"epochs": 2.5}, {"seeds": True}, {"dropout": None}, {"dropout": "high"},
     {"activation": "swishy"}, {"hidden": 5}, {"hidden": ["wide"]}, {"data_dir": 7}, {"layers": 3},

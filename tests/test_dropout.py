@@ -1,5 +1,6 @@
 """Dropout masks as training draws them: unbiased, and independent of one another."""
 
+from functools import partial
 from itertools import combinations
 
 import jax
@@ -9,19 +10,20 @@ import pytest
 
 from mnist_jax import prng
 from mnist_jax.config import Config
+from mnist_jax.data import Examples
 from mnist_jax.model import MLP, Dropout, Model
-from mnist_jax.optim import optimizer
+from mnist_jax.optim import make_optimizer
 from mnist_jax.train import Recipe, init, train_step
 
 SEEDS, STEPS, BATCH, UNITS = 4, 5, 100, 60
 
 
-def drawn_masks(input_rate, rate):
-    """What three layers of dropout keep, [seed, step, layer, image, unit], out of `train_step`."""
+def draw_masks(input_rate, rate):
+    """The masks of three layers in `train_step`: [seed, step, layer, image, unit], True if kept."""
     network = MLP(
         hidden=(UNITS, UNITS),
         classes=3,
-        activation=lambda x: x * 0 + 1,  # so that what dropout drops is what it makes zero
+        activation=lambda x: x * 0 + 1,  # only dropout makes it zero
         input_dropout=input_rate,
         dropout=rate,
     )
@@ -41,14 +43,15 @@ def drawn_masks(input_rate, rate):
         params = network.init(key, jnp.zeros((1, UNITS)), train=False)["params"]
         return params, {"layers": jnp.zeros((3, BATCH, UNITS))}
 
-    recipe = Recipe(Model(start, apply), optimizer(Config(), STEPS))
-    images, labels = np.full((BATCH, 6, 10), 255, np.uint8), np.zeros(BATCH, np.uint8)
+    recipe = Recipe(Model(start, apply), make_optimizer(Config(), Config().hparams, STEPS))
+    step = jax.jit(partial(train_step, recipe))
+    batch = Examples(np.full((BATCH, 6, 10), 255, np.uint8), np.zeros(BATCH, np.uint8))
     seeds = []
     for seed in range(SEEDS):
         key = prng.key(seed)
         state, steps = init(recipe, key), []
         for _ in range(STEPS):
-            state, _ = train_step(recipe, state, images, labels, key)
+            state, _ = step(state, batch, key)
             steps.append(np.asarray(state.model_state["layers"]))
         seeds.append(steps)
     layers = np.array(seeds)
@@ -59,17 +62,17 @@ def drawn_masks(input_rate, rate):
 
 @pytest.fixture(scope="module", params=[(0.1, 0.2), (0.5, 0.5), (0.2, 0.8)], ids=str)
 def rates_and_masks(request):
-    return request.param, drawn_masks(*request.param)
+    return request.param, draw_masks(*request.param)
 
 
 def standardised(masks, rates):
-    """The masks with mean 0 and variance 1, if each place is kept with its probability."""
-    kept = 1 - np.array([rates[0], rates[1], rates[1]])[:, None, None]
-    return (masks - kept) / np.sqrt(kept * (1 - kept))
+    """The masks with mean 0 and variance 1, if each unit is kept with its probability."""
+    keep = 1 - np.array([rates[0], rates[1], rates[1]])[:, None, None]
+    return (masks - keep) / np.sqrt(keep * (1 - keep))
 
 
 def assert_standard_normal(sums, addends):
-    """That sums of `addends` independent terms of mean 0 and variance 1 look like what they are."""
+    """Checks sums of `addends` independent terms of mean 0 and variance 1."""
     z = np.asarray(sums).ravel() / np.sqrt(addends)
     # A normal number goes beyond 5.5 once in 26 million; the mean of z**2 has variance 2 / n.
     assert abs(z).max() < 5.5
@@ -91,8 +94,8 @@ def test_masks_of_other_steps_seeds_and_layers_are_independent(rates_and_masks):
     assert_standard_normal(pairs, BATCH * UNITS)
 
 
-def test_places_within_a_mask_are_independent(rates_and_masks):
-    """Neighbours, and draws that come from one word: it gives its halves half a mask apart."""
+def test_units_within_a_mask_are_independent(rates_and_masks):
+    """Neighbours, and draws from one word of random bits, whose parts lie far apart in a mask."""
     z = standardised(rates_and_masks[1], rates_and_masks[0]).reshape(-1, BATCH * UNITS)
     for distance in (1, 2, 3, UNITS, BATCH * UNITS // 4, BATCH * UNITS // 2):
         products = z[:, distance:] * z[:, :-distance]
@@ -100,7 +103,7 @@ def test_places_within_a_mask_are_independent(rates_and_masks):
 
 
 def test_each_rate_is_met_to_a_65536th():
-    """Out of 10 million draws; the mean is kept, however small or large the rate."""
+    """In 10 million draws. The mean stays, however small or large the rate."""
     for rate in (0.001, 0.3, 0.999):
         x = jnp.ones(10_000_000)
         out = Dropout(rate).apply({}, x, train=True, rngs={"dropout": prng.key(0)})
@@ -109,17 +112,24 @@ def test_each_rate_is_met_to_a_65536th():
         assert abs(float(out.mean()) - 1) < 5 * sigma / (1 - rate)
 
 
-def test_a_rate_of_nearly_one_still_keeps_something():
+def test_a_rate_of_nearly_one_drops_less_than_everything():
     out = Dropout(1 - 1e-9).apply(
         {}, jnp.ones(4_000_000), train=True, rngs={"dropout": prng.key(0)}
     )
     assert 20 < int((out > 0).sum()) < 110  # 61 are expected, one in 65,536
 
 
-@pytest.mark.parametrize(("rate", "train"), [(0.0, True), (0.5, False)])
-def test_nothing_is_dropped_at_rate_0_or_out_of_training(rate, train):
+@pytest.mark.parametrize(("rate", "train"), [(None, True), (0.5, False)])
+def test_nothing_is_dropped_without_a_rate_or_in_evaluation(rate, train):
     x = jnp.arange(6.0)
     np.testing.assert_array_equal(Dropout(rate).apply({}, x, train=train), x)
+
+
+def test_nothing_is_dropped_at_rate_0():
+    """A network in a sweep may have this rate while others of its program have another."""
+    x, rngs = jnp.arange(70_000.0), {"dropout": prng.key(0)}
+    dropped = jax.jit(lambda rate: Dropout(rate).apply({}, x, train=True, rngs=rngs))(0.0)
+    np.testing.assert_array_equal(dropped, x)
 
 
 def test_jax_keys_of_any_kind_draw_masks():

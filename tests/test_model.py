@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 
 from mnist_jax.config import Activation, Config, Initializer
-from mnist_jax.model import MLP, from_linen, layers, mlp
+from mnist_jax.model import MLP, Model, dense_layers, from_linen, mlp
+
+
+def make_mlp(config, pixels, classes) -> Model:
+    return mlp(config, config.hparams, pixels, classes)
 
 
 def test_an_mlp_is_matrix_products_and_relus():
-    model = mlp(Config(hidden=(5, 4)), pixels=6, classes=3)
+    model = make_mlp(Config(hidden=(5, 4)), pixels=6, classes=3)
     params, model_state = model.init(jax.random.key(0))
     assert model_state == {}
     inputs = np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)
@@ -23,20 +27,20 @@ def test_an_mlp_is_matrix_products_and_relus():
 
 
 def test_the_default_is_the_tutorials_784_512_512_10():
-    params, _ = mlp(Config(), pixels=784, classes=10).init(jax.random.key(0))
+    params, _ = make_mlp(Config(), pixels=784, classes=10).init(jax.random.key(0))
     kernels = [layer["kernel"].shape for layer in params.values()]
     assert kernels == [(784, 512), (512, 512), (512, 10)]
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 669_706  # Keras' summary says so
 
 
 def test_no_hidden_layer_is_softmax_regression():
-    params, _ = mlp(Config(hidden=()), pixels=6, classes=3).init(jax.random.key(0))
+    params, _ = make_mlp(Config(hidden=()), pixels=6, classes=3).init(jax.random.key(0))
     assert [leaf.shape for leaf in jax.tree.leaves(params)] == [(3,), (6, 3)]
 
 
 def test_the_gradients_of_softmax_regression_are_those_of_the_textbook():
-    """With respect to the kernel x^T (p - y), and to the inputs (p - y) kernel^T."""
-    model = mlp(Config(hidden=()), pixels=6, classes=3)
+    """With respect to the kernel x^T (p - y), with respect to the inputs (p - y) kernel^T."""
+    model = make_mlp(Config(hidden=()), pixels=6, classes=3)
     params, _ = model.init(jax.random.key(0))
     random = np.random.default_rng(0)
     inputs, labels = random.normal(size=(7, 6)), random.integers(3, size=7)
@@ -55,7 +59,7 @@ def test_the_gradients_of_softmax_regression_are_those_of_the_textbook():
 
 
 def masks(input_dropout, dropout, hidden=(), rows=2000, seed=1):
-    """What dropout makes of ones that pass through identity layers."""
+    """Ones after they pass through identity layers with dropout."""
     size = 50
     module = MLP(
         hidden=hidden,
@@ -74,34 +78,34 @@ def masks(input_dropout, dropout, hidden=(), rows=2000, seed=1):
 @pytest.mark.parametrize(
     ("where", "rate"), [("input", 0.2), ("input", 0.5), ("hidden", 0.2), ("hidden", 0.5)]
 )
-def test_dropout_drops_its_share_and_keeps_the_mean(where, rate):
-    out = masks(rate, 0.0) if where == "input" else masks(0.0, rate, hidden=(50,))
+def test_dropout_drops_at_its_rate_and_keeps_the_mean(where, rate):
+    out = masks(rate, None) if where == "input" else masks(None, rate, hidden=(50,))
     assert set(np.unique(out.round(4))) == {0, np.float32(1 / (1 - rate)).round(4)}
-    # 100,000 draws: five standard deviations of a share of 0.2 to 0.5 are below 0.008.
+    # 100,000 draws: five standard deviations of a rate of 0.2 to 0.5 are below 0.008.
     assert abs((out == 0).mean() - rate) < 0.008
     assert abs(out.mean() - 1) < 0.016
 
 
-def test_input_and_hidden_rates_are_apart():
+def test_inputs_and_hidden_units_have_rates_of_their_own():
     both = masks(0.5, 0.2, hidden=(50,))
     assert abs((both == 0).mean() - (1 - 0.5 * 0.8)) < 0.008
-    assert (masks(0.0, 0.9) == 1).all()  # no hidden layer: the hidden rate has nothing to drop
+    assert (masks(None, 0.9) == 1).all()  # no hidden layer: the hidden rate has nothing to drop
 
 
-def test_another_key_gives_other_masks_and_the_same_key_the_same():
-    assert (masks(0.5, 0.0, seed=1) == masks(0.5, 0.0, seed=1)).all()
-    # Two independent masks of rate 1/2 agree on half of their places.
-    agreement = (masks(0.5, 0.0, seed=1) == masks(0.5, 0.0, seed=2)).mean()
+def test_masks_depend_on_the_key_alone():
+    assert (masks(0.5, None, seed=1) == masks(0.5, None, seed=1)).all()
+    # Two independent masks of rate 1/2 agree on half of the units.
+    agreement = (masks(0.5, None, seed=1) == masks(0.5, None, seed=2)).mean()
     assert abs(agreement - 0.5) < 0.008
 
 
 def test_without_a_key_nothing_is_dropped():
-    model = mlp(Config(input_dropout=0.9, dropout=0.9), pixels=4, classes=2)
+    model = make_mlp(Config(input_dropout=0.9, dropout=0.9), pixels=4, classes=2)
     params, _ = model.init(jax.random.key(0))
     ones = jnp.ones((3, 4))
     first, second = (model.apply(params, {}, ones, None)[0] for _ in range(2))
     np.testing.assert_array_equal(first, second)
-    plain = mlp(Config(dropout=0.0), pixels=4, classes=2)
+    plain = make_mlp(Config(dropout=0.0), pixels=4, classes=2)
     np.testing.assert_array_equal(first, plain.apply(params, {}, ones, None)[0])
 
 
@@ -120,7 +124,7 @@ def test_every_activation_by_name(activation):
             "tanh": np.tanh(x),
         }[activation]
 
-    model = mlp(Config(hidden=(8,), activation=activation), pixels=4, classes=2)
+    model = make_mlp(Config(hidden=(8,), activation=activation), pixels=4, classes=2)
     params, _ = model.init(jax.random.key(3))
     inputs = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     first, last = params["Dense_0"], params["Dense_1"]
@@ -133,7 +137,9 @@ def test_every_activation_by_name(activation):
 
 @pytest.mark.parametrize("initializer", get_args(Initializer))
 def test_every_initializer_by_name(initializer):
-    params, _ = mlp(Config(hidden=(300,), initializer=initializer), 400, 10).init(jax.random.key(0))
+    params, _ = make_mlp(Config(hidden=(300,), initializer=initializer), 400, 10).init(
+        jax.random.key(0)
+    )
     kernel = np.asarray(params["Dense_0"]["kernel"])
     variance = {
         "he": 2 / 400,
@@ -149,17 +155,17 @@ def test_every_initializer_by_name(initializer):
     assert (np.asarray(params["Dense_0"]["bias"]) == 0).all()
 
 
-def normalising(inputs, epsilon=1e-5, **options):
-    """A network with batch normalisation, and the NumPy arrays of one that was trained a while."""
-    model = mlp(Config(hidden=(5, 4), batch_norm=True, **options), pixels=6, classes=3)
+def batch_norm_network(**options):
+    """A network with batch normalisation, with random parameters as NumPy arrays."""
+    model = make_mlp(Config(hidden=(5, 4), batch_norm=True, **options), pixels=6, classes=3)
     params, model_state = model.init(jax.random.key(0))
     random = np.random.default_rng(3)
     params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), params)
     return model, params, model_state
 
 
-def by_batch(params, x):
-    """The logits in NumPy, each hidden layer normalised over the batch; and the statistics."""
+def normalise_over_batch(params, x):
+    """The logits, computed in NumPy from the statistics of the batch; and those statistics."""
     statistics = {}
     for i in (0, 1):
         x = x @ params[f"Dense_{i}"]["kernel"] + params[f"Dense_{i}"]["bias"]
@@ -176,43 +182,43 @@ INPUTS = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
 
 def test_batch_normalisation_is_that_of_the_paper():
     """Ioffe & Szegedy, ICML 2015, algorithm 1."""
-    model, params, model_state = normalising(INPUTS, dropout=0.0)
+    model, params, model_state = batch_norm_network(dropout=0.0)
     logits, after = model.apply(params, model_state, INPUTS, jax.random.key(0))
-    expected, statistics = by_batch(params, INPUTS)
+    expected, statistics = normalise_over_batch(params, INPUTS)
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
-    for name, found in after["batch_stats"].items():
+    for name, running in after["batch_stats"].items():
         mean, var = statistics[name]["mean"], statistics[name]["var"]
-        np.testing.assert_allclose(found["mean"], 0.01 * mean, rtol=1e-3, atol=1e-5)
-        np.testing.assert_allclose(found["var"], 0.99 + 0.01 * var, rtol=1e-3)
+        np.testing.assert_allclose(running["mean"], 0.01 * mean, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(running["var"], 0.99 + 0.01 * var, rtol=1e-3)
 
 
-def test_a_settled_network_has_the_statistics_of_the_images_without_noise():
-    model, params, model_state = normalising(INPUTS, dropout=0.5, noise=0.7, input_dropout=0.1)
-    settled = model.settle(params, model_state, INPUTS)
-    expected, statistics = by_batch(params, INPUTS)
-    for name, found in settled["batch_stats"].items():
-        for number in ("mean", "var"):
-            np.testing.assert_allclose(
-                found[number], statistics[name][number], rtol=1e-3, atol=1e-5
-            )
-    logits, same = model.apply(params, settled, INPUTS, None)
+def test_recalibrated_statistics_are_those_of_the_images_without_noise():
+    model, params, model_state = batch_norm_network(dropout=0.5, noise=0.7, input_dropout=0.1)
+    recalibrated = model.recalibrate(params, model_state, INPUTS)
+    expected, statistics = normalise_over_batch(params, INPUTS)
+    for name, actual in recalibrated["batch_stats"].items():
+        for moment in ("mean", "var"):
+            expected_moment = statistics[name][moment]
+            np.testing.assert_allclose(actual[moment], expected_moment, rtol=1e-3, atol=1e-5)
+    logits, same = model.apply(params, recalibrated, INPUTS, None)
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
-    jax.tree.map(np.testing.assert_array_equal, same, settled)
+    jax.tree.map(np.testing.assert_array_equal, same, recalibrated)
 
 
-def test_batch_normalisation_is_part_of_the_layers():
-    model, params, model_state = normalising(INPUTS)
-    settled = jax.tree.map(np.asarray, model.settle(params, model_state, INPUTS))
+def test_dense_layers_have_batch_normalisation_folded_in():
+    model, params, model_state = batch_norm_network()
+    recalibrated = jax.tree.map(np.asarray, model.recalibrate(params, model_state, INPUTS))
     x = INPUTS
-    for i, (kernel, bias) in enumerate(found := layers(params, settled)):
+    layers = dense_layers(params, recalibrated)
+    for i, (kernel, bias) in enumerate(layers):
         x = x @ kernel + bias
         x = np.maximum(x, 0) if i < 2 else x
-    assert [layer.kernel.shape for layer in found] == [(6, 5), (5, 4), (4, 3)]
-    np.testing.assert_allclose(x, model.apply(params, settled, INPUTS, None)[0], 1e-3, 1e-3)
+    assert [layer.kernel.shape for layer in layers] == [(6, 5), (5, 4), (4, 3)]
+    np.testing.assert_allclose(x, model.apply(params, recalibrated, INPUTS, None)[0], 1e-3, 1e-3)
 
 
 @pytest.mark.parametrize("where", ["input_noise", "noise"])
-def test_noise_is_gaussian_and_for_training_alone(where):
+def test_noise_is_gaussian_and_only_added_in_training(where):
     module = MLP(
         hidden=(50,),
         classes=50,
@@ -231,33 +237,33 @@ def test_noise_is_gaussian_and_for_training_alone(where):
     assert abs(np.corrcoef(noise[:, 0], noise[:, 1])[0, 1]) < 0.15
 
 
-def test_a_network_without_statistics_settles_as_it_is():
-    model = mlp(Config(hidden=(4,)), pixels=6, classes=3)
+def test_recalibration_leaves_a_network_without_statistics_as_it_is():
+    model = make_mlp(Config(hidden=(4,)), pixels=6, classes=3)
     params, model_state = model.init(jax.random.key(0))
-    assert model.settle(params, model_state, INPUTS) == {}
+    assert model.recalibrate(params, model_state, INPUTS) == {}
 
 
 @pytest.mark.parametrize(
-    ("precision", "shown"),
+    ("precision", "text"),
     [("float32", "precision = [HIGHEST, HIGHEST]"), ("tf32", "precision = [HIGH, HIGH]")],
 )
-def test_products_are_asked_for_in_the_precision_of_the_config(precision, shown):
-    """Forward and backward: three layers and their gradients, but for the inputs'."""
-    model = mlp(Config(hidden=(5, 4), precision=precision), pixels=6, classes=3)
+def test_matrix_products_have_the_precision_of_the_config(precision, text):
+    """Forward and backward: those of three layers and of their gradients."""
+    model = make_mlp(Config(hidden=(5, 4), precision=precision), pixels=6, classes=3)
     params, _ = model.init(jax.random.key(0))
 
     def loss(params):
         return model.apply(params, {}, jnp.ones((2, 6)), None)[0].sum()
 
-    text = jax.jit(jax.grad(loss)).lower(params).as_text()
-    products = [line for line in text.splitlines() if "dot_general" in line]
+    program = jax.jit(jax.grad(loss)).lower(params).as_text()
+    products = [line for line in program.splitlines() if "dot_general" in line]
     assert len(products) >= 7
-    assert all(shown in line for line in products)
+    assert all(text in line for line in products)
 
 
-def test_bfloat16_is_for_products_alone():
+def test_only_matrix_products_are_in_bfloat16():
     config = Config(hidden=(5,), precision="bfloat16", batch_norm=True)
-    model = mlp(config, pixels=6, classes=3)
+    model = make_mlp(config, pixels=6, classes=3)
     params, model_state = model.init(jax.random.key(0))
     inputs = jnp.linspace(0, 1, 12).reshape(2, 6)
     logits, state = model.apply(params, model_state, inputs, jax.random.key(1))
@@ -267,7 +273,7 @@ def test_bfloat16_is_for_products_alone():
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert len(products) == 2
     assert all("xbf16>" in line and "xf32>" not in line for line in products)
-    plain = mlp(Config(hidden=(5,), batch_norm=True), pixels=6, classes=3)
+    plain = make_mlp(Config(hidden=(5,), batch_norm=True), pixels=6, classes=3)
     exact = plain.apply(params, model_state, inputs, None)[0]
     near = model.apply(params, model_state, inputs, None)[0]
     np.testing.assert_allclose(near, exact, atol=0.05)

@@ -2,8 +2,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax.config import Config, InputError
-from mnist_jax.optim import learning_rate_schedule, optimizer
+from mnist_jax.config import Config
+from mnist_jax.errors import InputError
+from mnist_jax.optim import learning_rate_schedule, make_optimizer
 
 
 @pytest.mark.parametrize(
@@ -16,20 +17,19 @@ from mnist_jax.optim import learning_rate_schedule, optimizer
     ],
 )
 def test_schedule_by_hand(schedule, expected):
-    rate = learning_rate_schedule(
-        Config(learning_rate=0.8, warmup_steps=2, schedule=schedule), steps=10
-    )
+    config = Config(warmup_steps=2, schedule=schedule)
+    rate = learning_rate_schedule(config, peak=0.8, steps=10)
     np.testing.assert_allclose([rate(step) for step in (0, 1, 2, 4, 6, 10)], expected, atol=1e-7)
 
 
 def test_without_warmup_the_first_step_is_the_largest():
-    rate = learning_rate_schedule(Config(learning_rate=0.3, schedule="linear"), steps=3)
+    rate = learning_rate_schedule(Config(schedule="linear"), peak=0.3, steps=3)
     np.testing.assert_allclose([rate(step) for step in range(4)], [0.3, 0.2, 0.1, 0], atol=1e-7)
 
 
 def test_a_warmup_that_never_ends_is_refused():
     with pytest.raises(InputError, match="--warmup-steps 10"):
-        learning_rate_schedule(Config(warmup_steps=10), steps=10)
+        learning_rate_schedule(Config(warmup_steps=10), peak=0.1, steps=10)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -37,7 +37,7 @@ def test_sgd_is_the_textbook_loop(nesterov):
     config = Config(
         learning_rate=0.5, momentum=0.9, nesterov=nesterov, weight_decay=0.1, schedule="linear"
     )
-    transformation = optimizer(config, steps=5)
+    transformation = make_optimizer(config, config.hparams, steps=5)
     params = {"kernel": jnp.array([[2.0, -1.0]]), "bias": jnp.array([3.0])}
     opt_state = transformation.init(params)
     by_hand = {name: np.asarray(value) for name, value in params.items()}
@@ -64,7 +64,7 @@ def test_adam_is_the_papers_loop(nesterov):
         optimizer="adam", learning_rate=0.1, momentum=0.8, schedule="constant", weight_decay=0.0,
         nesterov=nesterov,
     )  # fmt: skip
-    transformation = optimizer(config, steps=5)
+    transformation = make_optimizer(config, config.hparams, steps=5)
     params = {"kernel": jnp.array([[2.0, -1.0]])}
     opt_state = transformation.init(params)
     by_hand, first, second = np.array([[2.0, -1.0]]), np.zeros((1, 2)), np.zeros((1, 2))
@@ -83,11 +83,11 @@ def test_adam_is_the_papers_loop(nesterov):
 
 
 def test_norms_are_limited_after_the_step():
-    """A column that a step leaves too long is cut to the limit; the rest of the step stands."""
+    """A column that a step makes too long is scaled down to the limit; others stay."""
     config = Config(
         learning_rate=1.0, momentum=0.0, schedule="constant", weight_decay=0.0, max_norm=2.0
     )
-    transformation = optimizer(config, steps=5)
+    transformation = make_optimizer(config, config.hparams, steps=5)
     params = {"kernel": jnp.array([[3.0, 0.5, 0.0], [0.0, 0.5, 0.0]]), "bias": jnp.array([9.0] * 3)}
     gradient = {"kernel": jnp.array([[0.0, -0.5, 0.0], [-4.0, 0.0, 0.0]]), "bias": jnp.zeros(3)}
     updates, _ = transformation.update(gradient, transformation.init(params), params)

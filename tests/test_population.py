@@ -5,157 +5,225 @@ import pytest
 
 from mnist_jax import population, prng, train
 from mnist_jax.config import Config
-from mnist_jax.data import Examples
+from mnist_jax.data import DataSpec, Examples
+from mnist_jax.population import Setup
+from mnist_jax.train import TrainState
 from tests.conftest import tiny_arrays
 
 SEEDS = (3, 4, 5)
+TINY = DataSpec((3, 2), 3, 40)
 
 
-def trained(seeds, side_by_side=3):
-    """The population after two epochs, and its last metrics."""
+def networks_of_seeds(config, seeds):
+    return population.networks(seeds, [config.hparams] * len(seeds))
+
+
+@pytest.fixture
+def set_vmap_size(monkeypatch):
+    """A function that sets how many networks train at once, whatever the machine."""
+
+    def set_size(size):
+        monkeypatch.setattr(population, "vmap_size", lambda states: size)
+        population.train_epoch.clear_cache()  # it is compiled for another size
+
+    yield set_size
+    population.train_epoch.clear_cache()
+
+
+@pytest.fixture
+def compilations():
+    """A list that grows by one entry with each program that is compiled."""
+    events: list[str] = []
+
+    def listen(event: str, seconds: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.clear_event_listeners()
+
+
+def train_two_epochs(seeds):
+    """The setup, the networks, the images, the states after two epochs, and the last metrics."""
     config = Config(hidden=(8,), batch_size=10, epochs=2, dropout=0.5)
-    recipe = train.default_recipe(config, pixels=6, classes=3, train_images=40)
+    setup, networks = Setup(config, TINY), networks_of_seeds(config, seeds)
     data = Examples(*map(jnp.asarray, tiny_arrays()[:2]))
-    keys = population.keys(seeds)
-    states = population.init(recipe, keys)
+    states = population.init(setup, networks)
     for _ in range(2):
-        states, metrics = population.train_epoch(recipe, states, data, keys, 10, side_by_side)
-    return recipe, data, states, metrics
+        states, metrics = population.train_epoch(setup, states, networks, data)
+    return setup, networks, data, states, metrics
 
 
 def test_keys_are_those_of_the_seeds():
-    for seed, key in zip((0, 7, 2**32 - 1), population.keys((0, 7, 2**32 - 1)), strict=True):
+    seeds = (0, 7, 2**32 - 1)
+    for seed, key in zip(seeds, networks_of_seeds(Config(), seeds).keys, strict=True):
         np.testing.assert_array_equal(
             jax.random.key_data(key), jax.random.key_data(jax.random.key(np.uint32(seed)))
         )
 
 
-@pytest.mark.parametrize("side_by_side", [1, 2, 3])
-@pytest.mark.parametrize("place", range(len(SEEDS)))
-def test_each_member_is_its_solo_run(place, side_by_side):
+def test_the_networks_of_a_config_are_its_seeds():
+    networks = population.networks_of(Config(seed=7, seeds=3, dropout=0.25))
+    data = [jax.random.key_data(jax.random.key(np.uint32(seed))) for seed in (7, 8, 9)]
+    np.testing.assert_array_equal(jax.random.key_data(networks.keys), data)
+    np.testing.assert_array_equal(networks.hparams.dropout, np.float32([0.25] * 3))
+    assert {leaf.shape for leaf in jax.tree.leaves(networks.hparams)} == {(3,)}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_each_member_is_its_solo_run(size, set_vmap_size):
     """To the rounding of float32: a batched matrix product may add in another order."""
-    recipe, data, states, metrics = trained(SEEDS, side_by_side)
-    key = prng.key(SEEDS[place])
-    solo = train.init(recipe, key)
-    for _ in range(2):
-        solo, solo_metrics = train.train_epoch(recipe, solo, data, key, 10)
-    member = jax.tree.map(lambda leaf: leaf[place], states)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), member, solo)
-    np.testing.assert_allclose(metrics.loss[place], solo_metrics.loss, rtol=1e-5)
-    assert metrics.errors[place] == solo_metrics.errors
-    np.testing.assert_allclose(
-        population.predict(recipe, states, data.images)[place],
-        train.predict(recipe, solo, data.images),
-        rtol=1e-3,
-        atol=1e-5,
-    )
-    everyone = population.evaluate(recipe, states, data)
-    np.testing.assert_array_equal(
-        everyone.confusion[place], train.evaluate(recipe, solo, data).confusion
-    )
-    assert everyone.errors.shape == (3,)
+    set_vmap_size(size)
+    setup, networks, data, states, metrics = train_two_epochs(SEEDS)
+    logits = population.predict(setup, states, networks, data.images)
+    evaluation = population.evaluate(setup, states, networks, data)
+    assert evaluation.errors.shape == (3,)
+
+    recipe = setup.recipe(setup.config.hparams)
+    train_epoch = jax.jit(train.train_epoch, static_argnames=("recipe", "batch_size"))
+    for i, seed in enumerate(SEEDS):
+        key = prng.key(seed)
+        solo = train.init(recipe, key)
+        for _ in range(2):
+            solo, solo_metrics = train_epoch(recipe, solo, data, key, 10)
+        member = jax.tree.map(lambda leaf, i=i: leaf[i], states)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), member, solo
+        )
+        np.testing.assert_allclose(metrics.loss[i], solo_metrics.loss, rtol=1e-5)
+        assert metrics.errors[i] == solo_metrics.errors
+        solo_logits = train.predict(recipe, solo, data.images)
+        np.testing.assert_allclose(logits[i], solo_logits, rtol=1e-3, atol=1e-5)
+        solo_evaluation = train.evaluate(recipe, solo, data)
+        np.testing.assert_array_equal(evaluation.confusion[i], solo_evaluation.confusion)
 
 
-def test_each_member_settles_over_images_of_its_own():
-    """As it does alone, though all have the same weights here."""
+def test_each_member_is_recalibrated_on_images_of_its_own():
+    """As it is alone, though all have the same parameters here."""
     config = Config(hidden=(8,), batch_size=10, batch_norm=True, rotation_degrees=40.0)
-    recipe = train.default_recipe(config, pixels=6, classes=3, train_images=40)
+    setup, networks = Setup(config, TINY), networks_of_seeds(config, SEEDS)
+    recipe = setup.recipe(config.hparams)
     images = jnp.asarray(tiny_arrays()[0])
-    solo, keys = train.init(recipe, prng.key(0)), population.keys(SEEDS)
+    solo = train.init(recipe, prng.key(0))
     states = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(SEEDS)), solo)
-    found = population.settle(recipe, states, images, keys).model_state
-    for place, seed in enumerate(SEEDS):
-        alone = train.settle(recipe, solo, images, prng.key(seed)).model_state
-        member = jax.tree.map(lambda leaf, place=place: leaf[place], found)
+    model_state = population.recalibrate(setup, states, networks, images).model_state
+    for i, seed in enumerate(SEEDS):
+        alone = train.recalibrate(recipe, solo, images, prng.key(seed)).model_state
+        member = jax.tree.map(lambda leaf, i=i: leaf[i], model_state)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), member, alone
         )
-    means = found["batch_stats"]["BatchNorm_0"]["mean"]
+    means = model_state["batch_stats"]["BatchNorm_0"]["mean"]
     assert np.abs(means[0] - means[1]).max() > 1e-3
 
 
-def test_one_after_the_other_a_member_is_its_solo_run_to_the_bit(digits):
-    """The default network, which no CPU trains side by side; the README promises it."""
+def test_recalibration_leaves_networks_without_statistics_as_they_are():
+    setup, networks, data, states, _ = train_two_epochs(SEEDS)
+    assert population.recalibrate(setup, states, networks, data.images) is states
+
+
+def test_one_after_the_other_a_member_is_its_solo_run_to_the_bit(digits, set_vmap_size):
+    """The default network, which no CPU trains several of at once; the README promises it."""
     config = Config(epochs=1)
-    recipe = train.default_recipe(config, 64, 10, len(digits.train.labels))
+    setup = Setup(config, DataSpec((8, 8), 10, len(digits.train.labels)))
     data = jax.device_put(digits.train)
 
-    def trained(seeds):
-        keys = population.keys(seeds)
-        states = population.init(recipe, keys)
-        return population.train_epoch(recipe, states, data, keys, 128, side_by_side=1)
+    def train_seeds(seeds):
+        networks = networks_of_seeds(config, seeds)
+        states = population.init(setup, networks)
+        if jax.default_backend() == "cpu":
+            assert population.vmap_size(states) == 1
+        set_vmap_size(1)
+        return population.train_epoch(setup, states, networks, data)
 
-    if jax.default_backend() == "cpu":
-        assert population.side_by_side(jax.eval_shape(lambda: trained(SEEDS))[0]) == 1
-    member, solo = jax.tree.map(lambda leaf: leaf[1], trained(SEEDS)), trained(SEEDS[1:2])
+    member = jax.tree.map(lambda leaf: leaf[1], train_seeds(SEEDS))
+    solo = train_seeds(SEEDS[1:2])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[0]), member, solo)
 
 
-def test_side_by_side_a_member_of_mnist_stays_near_its_solo_run(mnist):
+def test_trained_at_once_a_member_stays_near_its_solo_run_on_mnist(mnist, set_vmap_size):
     """As near as the README says: rounding differs, and three epochs of training amplify that."""
     config = Config(hidden=(128, 64), epochs=3)
-    recipe = train.default_recipe(config, 784, 10, 60_000)
+    setup = Setup(config, DataSpec((28, 28), 10, 60_000))
     data = jax.device_put(mnist.train)
 
-    def trained(seeds):
-        keys = population.keys(seeds)
-        states = population.init(recipe, keys)
+    def train_seeds(seeds):
+        set_vmap_size(len(seeds))
+        networks = networks_of_seeds(config, seeds)
+        states = population.init(setup, networks)
         for _ in range(3):
-            states, metrics = population.train_epoch(recipe, states, data, keys, 128, len(seeds))
-        return metrics.loss[-1], population.evaluate(recipe, states, mnist.test).errors[-1]
+            states, metrics = population.train_epoch(setup, states, networks, data)
+        evaluation = population.evaluate(setup, states, networks, mnist.test)
+        return metrics.loss[-1], evaluation.errors[-1]
 
-    (loss, errors), (solo_loss, solo_errors) = trained((0, 1, 2, 3)), trained((3,))
+    (loss, errors), (solo_loss, solo_errors) = train_seeds((0, 1, 2, 3)), train_seeds((3,))
     assert abs(loss - solo_loss) < 1e-3
     assert abs(errors - solo_errors) <= 20
 
 
 def test_members_differ():
-    _, _, states, metrics = trained(SEEDS)
+    *_, states, metrics = train_two_epochs(SEEDS)
     kernels = np.asarray(states.params["Dense_0"]["kernel"])
     assert not np.allclose(kernels[0], kernels[1])
     assert len(set(metrics.loss.tolist())) == 3
 
 
 def test_the_same_population_twice_has_the_same_bits():
-    first, second = trained(SEEDS)[2], trained(SEEDS)[2]
+    first, second = train_two_epochs(SEEDS)[3:], train_two_epochs(SEEDS)[3:]
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-def test_nothing_compiles_after_compile_ahead():
+def test_an_epoch_donates_its_states():
+    """Otherwise the device would have to hold the states before and after it."""
+    setup, networks, data, states, _ = train_two_epochs(SEEDS)
+    population.train_epoch(setup, states, networks, data)
+    assert states.params["Dense_0"]["kernel"].is_deleted()
+
+
+def test_nothing_compiles_after_compile_programs(compilations):
     config = Config(hidden=(7,), batch_size=10, epochs=1)
-    recipe = train.default_recipe(config, pixels=6, classes=3, train_images=40)
+    setup, networks = Setup(config, TINY), networks_of_seeds(config, SEEDS)
     images, labels, test_images, test_labels = map(jnp.asarray, tiny_arrays())
     training, test = Examples(images, labels), Examples(test_images, test_labels)
-    keys = population.keys(SEEDS)
-    side_by_side, _ = population.compile_ahead(recipe, keys, training, test, 10)
-    compiled: list[str] = []
-
-    def listen(event: str, seconds: float, **_: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        states = population.init(recipe, keys)
-        states, _ = population.train_epoch(recipe, states, training, keys, 10, side_by_side)
-        population.evaluate(recipe, states, test)
-        assert compiled == []
-        population.predict(recipe, states, test.images)
-        assert len(compiled) == 1  # so it would have been noticed
-    finally:
-        jax.monitoring.clear_event_listeners()
+    population.compile_programs(setup, networks, training, test)
+    compilations.clear()
+    states = population.init(setup, networks)
+    states, _ = population.train_epoch(setup, states, networks, training)
+    population.evaluate(setup, states, networks, test)
+    assert compilations == []
+    population.predict(setup, states, networks, test.images)
+    assert len(compilations) == 1  # so it would have been noticed
 
 
-@pytest.mark.parametrize(("mib", "seeds", "together"), [(5, 8, 1), (1, 3, 3), (1, 8, 4), (1, 5, 3)])
-def test_a_cpu_trains_equal_groups_that_fit_its_cache(mib, seeds, together, monkeypatch):
+def test_equal_setups_share_a_program(compilations):
+    """A recipe is made anew each time, but a setup is compiled once."""
+    train_two_epochs(SEEDS)
+    compilations.clear()
+    train_two_epochs(SEEDS)
+    assert compilations == []
+
+
+def test_compile_programs_returns_at_least_the_bytes_of_the_arrays():
+    config = Config(hidden=(7,), batch_size=10, epochs=1)
+    setup, networks = Setup(config, TINY), networks_of_seeds(config, SEEDS)
+    images, labels, test_images, test_labels = map(jnp.asarray, tiny_arrays())
+    training, test = Examples(images, labels), Examples(test_images, test_labels)
+    needed = population.compile_programs(setup, networks, training, test)
+    arrays = jax.tree.leaves((population.init(setup, networks), training))
+    assert needed >= sum(array.nbytes for array in arrays)
+
+
+@pytest.mark.parametrize(("mib", "count", "size"), [(5, 8, 1), (1, 3, 3), (1, 8, 4), (1, 5, 3)])
+def test_a_cpu_trains_equal_groups_that_fit_its_cache(mib, count, size, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    bytes_ = jax.ShapeDtypeStruct((seeds, mib, 2**20 - 4), jnp.uint8)  # and 4 of the step
-    states = train.TrainState({}, {}, bytes_, jax.ShapeDtypeStruct((seeds,), jnp.int32))
-    assert population.side_by_side(states) == together
+    opt_state = jax.ShapeDtypeStruct((count, mib, 2**20 - 4), jnp.uint8)  # the step takes 4 more
+    states = TrainState({}, {}, opt_state, jax.ShapeDtypeStruct((count,), jnp.int32))
+    assert population.vmap_size(states) == size
 
 
 def test_an_accelerator_trains_all_at_once(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    big = jax.ShapeDtypeStruct((8, 2**30), jnp.float32)
-    states = train.TrainState({}, {}, big, jax.ShapeDtypeStruct((8,), jnp.int32))
-    assert population.side_by_side(states) == 8
+    opt_state = jax.ShapeDtypeStruct((8, 2**30), jnp.float32)
+    states = TrainState({}, {}, opt_state, jax.ShapeDtypeStruct((8,), jnp.int32))
+    assert population.vmap_size(states) == 8

@@ -18,8 +18,8 @@ SEEDS = (0, 1, 7, 2**31, 2**32 - 1)
     ],
 )
 def test_threefry_gives_the_known_answers(key, counters, hashes):
-    found = prng.threefry(jnp.array(key, jnp.uint32), *map(jnp.uint32, counters))
-    assert tuple(map(int, found)) == hashes
+    actual = prng.threefry(jnp.array(key, jnp.uint32), *map(jnp.uint32, counters))
+    assert tuple(map(int, actual)) == hashes
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -43,7 +43,7 @@ def test_keys_and_draws_of_32_bits_are_those_of_jax(seed, draw):
 
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (7, 9), (4, 0)])
 @pytest.mark.parametrize("dtype", [jnp.uint16, jnp.uint8])
-def test_a_hash_gives_each_of_its_parts_once(dtype, shape):
+def test_each_part_of_a_hash_is_drawn_once(dtype, shape):
     bits = jax.random.bits(prng.key(3), shape, dtype)
     assert (bits.shape, bits.dtype) == (shape, dtype)
     parts = 4 // bits.dtype.itemsize

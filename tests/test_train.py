@@ -8,9 +8,10 @@ import optax
 import pytest
 from flax import nnx
 
-from mnist_jax import prng
-from mnist_jax.config import Config, InputError
-from mnist_jax.data import Examples
+from mnist_jax import prng, train
+from mnist_jax.config import Config
+from mnist_jax.data import DataSpec, Examples
+from mnist_jax.errors import InputError
 from mnist_jax.model import Model, from_linen
 from mnist_jax.preprocess import standardize, to_inputs
 from mnist_jax.train import (
@@ -18,19 +19,23 @@ from mnist_jax.train import (
     INIT,
     NOISE,
     ORDER,
+    RECALIBRATE,
     Recipe,
     cross_entropy,
     default_recipe,
-    evaluate,
-    init,
-    predict,
-    settle,
-    train_epoch,
-    train_step,
+    no_augmentation,
 )
 from tests.conftest import tiny_arrays
 
 KEY = prng.key(0)
+
+# Compiled, because the tests call them often.
+init = jax.jit(train.init, static_argnames="recipe")
+train_step = jax.jit(train.train_step, static_argnames="recipe")
+train_epoch = jax.jit(train.train_epoch, static_argnames=("recipe", "batch_size"))
+recalibrate = jax.jit(train.recalibrate, static_argnames="recipe")
+predict = jax.jit(train.predict, static_argnames="recipe")
+evaluate = jax.jit(train.evaluate, static_argnames="recipe")
 
 
 def examples(n=40, **sizes) -> Examples:
@@ -39,7 +44,7 @@ def examples(n=40, **sizes) -> Examples:
 
 def small_recipe(n=40, **changes) -> Recipe:
     config = Config(**{"hidden": (8,), "batch_size": 10, "epochs": 3, **changes})
-    return default_recipe(config, pixels=6, classes=3, train_images=n)
+    return default_recipe(config, config.hparams, DataSpec((3, 2), 3, n))
 
 
 def softmax(logits):
@@ -55,9 +60,9 @@ def test_a_step_of_softmax_regression_by_hand():
     recipe = small_recipe(
         hidden=(), momentum=0.0, weight_decay=0.0, learning_rate=0.5, schedule="constant"
     )
-    images, labels = examples(10)
+    images, labels = batch = examples(10)
     state = init(recipe, KEY)
-    after, metrics = train_step(recipe, state, images, labels, KEY)
+    after, metrics = train_step(recipe, state, batch, KEY)
 
     kernel, bias = (np.asarray(state.params["Dense_0"][name], float) for name in ("kernel", "bias"))
     x = np.asarray(images, float).reshape(10, 6) / 255
@@ -83,16 +88,16 @@ def test_gradients_agree_with_finite_differences():
     ahead = loss(jax.tree.map(lambda p, d: p + 0.01 * d, params, direction))
     behind = loss(jax.tree.map(lambda p, d: p - 0.01 * d, params, direction))
     gradients = jax.grad(loss)(params)
-    slopes = jax.tree.map(lambda g, d: (g * d).sum(), gradients, direction)
-    np.testing.assert_allclose(sum(jax.tree.leaves(slopes)), (ahead - behind) / 0.02, rtol=2e-3)
+    products = jax.tree.map(lambda g, d: (g * d).sum(), gradients, direction)
+    np.testing.assert_allclose(sum(jax.tree.leaves(products)), (ahead - behind) / 0.02, rtol=2e-3)
 
 
 def test_golden_loss_of_the_first_step(digits):
-    """Of the default network, before it has learned anything, on the first 128 digits."""
-    recipe = default_recipe(Config(), pixels=64, classes=10, train_images=1437)
+    """The loss of the untrained default network on the first 128 digits."""
+    recipe = default_recipe(Config(), Config().hparams, DataSpec((8, 8), 10, 1437))
     state = init(recipe, KEY)
-    batch = digits.train.images[:128], digits.train.labels[:128]
-    _, metrics = train_step(recipe, state, *batch, KEY)
+    batch = Examples(digits.train.images[:128], digits.train.labels[:128])
+    _, metrics = train_step(recipe, state, batch, KEY)
     np.testing.assert_allclose(
         metrics.loss,
         GOLDEN_LOSS,
@@ -108,31 +113,31 @@ GOLDEN_LOSS = 2.480934
 
 def test_labels_are_smoothed_by_hand():
     recipe = small_recipe(hidden=(), label_smoothing=0.3)
-    images, labels = examples(10)
+    images, labels = batch = examples(10)
     state = init(recipe, KEY)
     logits = np.asarray(predict(recipe, state, images), float)
     targets = 0.7 * np.eye(3)[np.asarray(labels)] + 0.1
     expected = -(targets * np.log(softmax(logits))).sum(1).mean()
-    _, metrics = train_step(recipe, state, images, labels, KEY)
+    _, metrics = train_step(recipe, state, batch, KEY)
     np.testing.assert_allclose(metrics.loss, expected, rtol=1e-5)
 
 
-def test_the_average_is_the_mean_until_the_decay_forgets():
+def test_the_moving_average_is_the_plain_mean_at_first():
     recipe = small_recipe(dropout=0.0, ema_decay=0.75)
-    images, labels = examples(10)
+    images, _ = batch = examples(10)
     state = init(recipe, KEY)
     seen = []
     for _ in range(9):
-        state, _ = train_step(recipe, state, images, labels, KEY)
+        state, _ = train_step(recipe, state, batch, KEY)
         seen.append(np.asarray(state.params["Dense_0"]["kernel"], float))
-        # The fifth in a mean would count less than the one in four that the decay asks for.
+        # From the fifth on, a plain mean would give the newest less than the decay's quarter.
         mean = np.mean(seen, axis=0)
         expected = mean if len(seen) <= 4 else 0.75 * expected + 0.25 * seen[-1]
-        np.testing.assert_allclose(state.average["Dense_0"]["kernel"], expected, rtol=1e-4)
+        np.testing.assert_allclose(state.ema_params["Dense_0"]["kernel"], expected, rtol=1e-4)
     logits = predict(recipe, state, images)
-    averaged = recipe.model.apply(state.average, {}, to_inputs(images), None)[0]
+    averaged = recipe.model.apply(state.ema_params, {}, to_inputs(images), None)[0]
     np.testing.assert_allclose(logits, averaged, rtol=1e-4, atol=1e-5)
-    assert not np.allclose(logits, predict(recipe, state._replace(average=None), images))
+    assert not np.allclose(logits, predict(recipe, state._replace(ema_params=None), images))
 
 
 def test_averaging_does_not_change_the_training():
@@ -141,11 +146,11 @@ def test_averaging_does_not_change_the_training():
     without, _ = train_epoch(plain, init(plain, KEY), data, KEY, 10)
     state, _ = train_epoch(averaging, init(averaging, KEY), data, KEY, 10)
     jax.tree.map(np.testing.assert_array_equal, state.params, without.params)
-    assert without.average is None
+    assert without.ema_params is None
 
 
 def test_the_config_decides_what_is_deformed():
-    assert small_recipe().augment is small_recipe(elastic_sigma_pixels=9.0).augment
+    assert small_recipe(elastic_sigma_pixels=9.0).augment is no_augmentation
     images, _ = examples(10)
     for strength in ("rotation_degrees", "shear_degrees", "shift_pixels", "elastic_alpha_pixels"):
         deformed = small_recipe(**{strength: 5.0}).augment(KEY, images)
@@ -153,32 +158,32 @@ def test_the_config_decides_what_is_deformed():
     assert np.abs(np.asarray(small_recipe(scale=0.5).augment(KEY, images)) - images).max() > 1
 
 
-def test_statistics_are_those_of_the_evaluated_weights():
-    """Each of its own: those of the last weights would not fit the averaged ones.
+def test_recalibrated_statistics_are_those_of_the_evaluated_parameters():
+    """Averaged parameters need statistics of their own: those of the last ones would not fit.
 
-    And over images as they are trained on, here in negative.
+    The images are augmented as in training, which here inverts them.
     """
     recipe = small_recipe(batch_norm=True, ema_decay=0.9, dropout=0.5)
     recipe = recipe._replace(augment=lambda key, images: 255.0 - images)
     data = examples(40)
     state, _ = train_epoch(recipe, init(recipe, KEY), data, KEY, 10)
     inputs = np.asarray(to_inputs(255 - data.images))
-    for trained in (state, state._replace(average=None)):
-        settled = settle(recipe, trained, data.images, KEY)
-        dense = jax.tree.map(np.asarray, trained.weights["Dense_0"])
+    for trained in (state, state._replace(ema_params=None)):
+        recalibrated = recalibrate(recipe, trained, data.images, KEY)
+        dense = jax.tree.map(np.asarray, trained.eval_params["Dense_0"])
         sums = inputs @ dense["kernel"] + dense["bias"]
-        found = settled.model_state["batch_stats"]["BatchNorm_0"]
-        np.testing.assert_allclose(found["mean"], sums.mean(axis=0), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(found["var"], sums.var(axis=0), rtol=1e-3)
-        jax.tree.map(np.testing.assert_array_equal, settled.params, trained.params)
+        statistics = recalibrated.model_state["batch_stats"]["BatchNorm_0"]
+        np.testing.assert_allclose(statistics["mean"], sums.mean(axis=0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(statistics["var"], sums.var(axis=0), rtol=1e-3)
+        jax.tree.map(np.testing.assert_array_equal, recalibrated.params, trained.params)
 
 
-def test_training_does_not_read_the_statistics():
+def test_training_does_not_read_the_recalibrated_statistics():
     recipe = small_recipe(batch_norm=True)
     data = examples(40)
     state, _ = train_epoch(recipe, init(recipe, KEY), data, KEY, 10)
-    settled = settle(recipe, state, data.images, KEY)
-    after, same = (train_epoch(recipe, s, data, KEY, 10)[0] for s in (state, settled))
+    recalibrated = recalibrate(recipe, state, data.images, KEY)
+    after, same = (train_epoch(recipe, s, data, KEY, 10)[0] for s in (state, recalibrated))
     jax.tree.map(np.testing.assert_array_equal, after.params, same.params)
 
 
@@ -193,8 +198,9 @@ def test_an_epoch_is_a_plain_loop_over_the_shuffled_batches():
     order = np.array(sorted(range(43), key=draws.tolist().__getitem__))
     looped, losses, errors = init(recipe, KEY), [], 0
     for start in (0, 10, 20, 30):  # the last three images wait for the next shuffle
-        batch = order[start : start + 10]
-        looped, step = train_step(recipe, looped, data.images[batch], data.labels[batch], KEY)
+        indices = order[start : start + 10]
+        batch = Examples(data.images[indices], data.labels[indices])
+        looped, step = train.train_step(recipe, looped, batch, KEY)
         losses.append(float(step.loss))
         errors += int(step.errors)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), scanned, looped)
@@ -204,9 +210,9 @@ def test_an_epoch_is_a_plain_loop_over_the_shuffled_batches():
 
 
 def counting_recipe(n: int) -> Recipe:
-    """A network that learns nothing and counts how often each image came by, in its state.
+    """A network that learns nothing and counts in its state how often it saw each image.
 
-    Image k is the number k in its pixels; `model_state` has a row an epoch of 4 steps.
+    The pixels of image k are all k. `model_state` has a row for each epoch, of 4 steps.
     """
 
     def apply(params, model_state, inputs, key):
@@ -240,19 +246,18 @@ def test_an_epoch_shows_every_image_at_most_once_and_in_a_new_order():
     assert len(set(left_out)) == 3
 
 
-def test_streams_of_random_numbers_are_apart():
-    """Initial weights, order and noise have keys of their own, and so has each step."""
-    keys = [jax.random.fold_in(KEY, stream) for stream in (INIT, ORDER, NOISE)]
+def test_no_two_streams_of_random_numbers_share_a_key():
+    """Initial weights, order, noise and recalibration have their own, and so does each step."""
+    keys = [jax.random.fold_in(KEY, stream) for stream in (INIT, ORDER, NOISE, RECALIBRATE)]
     keys += [jax.random.fold_in(keys[NOISE], step) for step in range(3)]
-    assert len({tuple(np.asarray(jax.random.key_data(key))) for key in keys}) == 6
+    assert len({tuple(np.asarray(jax.random.key_data(key))) for key in keys}) == 7
 
 
-def test_noise_differs_from_step_to_step_and_not_from_run_to_run():
+def test_noise_differs_between_steps_and_repeats_between_runs():
     recipe = small_recipe(dropout=0.9)
-    images, labels = examples(10)
-    state = init(recipe, KEY)
+    batch, state = examples(10), init(recipe, KEY)
     losses = [
-        float(train_step(recipe, state._replace(step=jnp.int32(step)), images, labels, KEY)[1].loss)
+        float(train_step(recipe, state._replace(step=jnp.int32(step)), batch, KEY)[1].loss)
         for step in (0, 1, 2, 0)
     ]
     assert len(set(losses)) == 3
@@ -297,7 +302,7 @@ def test_evaluation_counts_every_image_once(n):
     np.testing.assert_allclose(result.loss, -np.log(p[np.arange(n), labels]).mean(), rtol=1e-4)
 
 
-def test_an_image_gets_the_same_logits_in_any_company():
+def test_the_logits_of_an_image_do_not_depend_on_the_other_images():
     recipe, data = small_recipe(n=2345), examples(2345)
     state = init(recipe, KEY)
     everyone = predict(recipe, state, data.images)
@@ -368,7 +373,8 @@ INGREDIENTS = {
 
 def digits_recipe(train_images: int, **ingredients) -> Recipe:
     config = Config(hidden=(32,), batch_size=32, epochs=5)
-    return default_recipe(config, 64, 10, train_images)._replace(**ingredients)
+    spec = DataSpec((8, 8), 10, train_images)
+    return default_recipe(config, config.hparams, spec)._replace(**ingredients)
 
 
 @pytest.mark.parametrize("name", INGREDIENTS)
@@ -390,11 +396,11 @@ def test_batch_statistics_are_carried_and_used(digits):
         state, _ = train_epoch(recipe, state, jax.device_put(digits.train), KEY, 32)
     dense = jax.tree.map(np.asarray, state.params["Dense_0"])
     expected = (to_inputs(digits.train.images) @ dense["kernel"]).mean(0) + dense["bias"]
-    found = state.model_state["batch_stats"]["BatchNorm_0"]["mean"]
-    assert np.corrcoef(found, expected)[0, 1] > 0.95
-    forgotten = state._replace(model_state=start.model_state)
+    mean = state.model_state["batch_stats"]["BatchNorm_0"]["mean"]
+    assert np.corrcoef(mean, expected)[0, 1] > 0.95
+    without = state._replace(model_state=start.model_state)
     images = digits.test.images
-    assert not np.allclose(predict(recipe, state, images), predict(recipe, forgotten, images))
+    assert not np.allclose(predict(recipe, state, images), predict(recipe, without, images))
 
 
 def test_augmentation_is_for_training_only():
@@ -404,8 +410,8 @@ def test_augmentation_is_for_training_only():
     np.testing.assert_array_equal(
         predict(recipe, state, data.images), predict(altered, state, data.images)
     )
-    blank, _ = train_step(altered, state, data.images, data.labels, KEY)
-    seeing, _ = train_step(recipe, state, data.images, data.labels, KEY)
+    blank, _ = train_step(altered, state, data, KEY)
+    seeing, _ = train_step(recipe, state, data, KEY)
 
     def moved(after):
         return np.abs(after.params["Dense_0"]["kernel"] - state.params["Dense_0"]["kernel"]).max()

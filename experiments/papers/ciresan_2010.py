@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from runner import Experiment, main
 
-from mnist_jax.config import Config
+from mnist_jax.config import Config, Hparams
+from mnist_jax.data import DataSpec
 from mnist_jax.model import MLP, from_linen
 from mnist_jax.preprocess import Images, Inputs, to_inputs
 from mnist_jax.train import Recipe, default_recipe
@@ -34,12 +35,12 @@ def centred(images: Images) -> Inputs:
     return 2 * to_inputs(images) - 1
 
 
-def deep_and_simple(config: Config, pixels: int, classes: int, train_images: int) -> Recipe:
+def deep_and_simple(config: Config, hparams: Hparams, spec: DataSpec) -> Recipe:
     """The default recipe with scaled tanh units."""
     initializer = nn.initializers.lecun_normal()
-    module = MLP(config.hidden, classes, scaled_tanh, initializer)
-    recipe = default_recipe(config, pixels, classes, train_images)
-    return recipe._replace(model=from_linen(module, pixels), preprocess=centred)
+    module = MLP(config.hidden, spec.classes, scaled_tanh, initializer)
+    recipe = default_recipe(config, hparams, spec)
+    return recipe._replace(model=from_linen(module, spec.pixels), preprocess=centred)
 
 
 SOURCE = (

@@ -24,8 +24,7 @@ from runner import Experiment, Row, main
 
 from mnist_jax import population, prng
 from mnist_jax.config import Config
-from mnist_jax.runs import report
-from mnist_jax.runs.report import Run
+from mnist_jax.runs.results import Run, load_data
 
 COPIES = 64
 """Of each test image, deformed like training images, whose answers are averaged."""
@@ -33,13 +32,13 @@ COPIES = 64
 
 def with_test_time_augmentation(run: Run) -> Row:
     """Test errors of each network where it averages its answers to deformed copies."""
-    test = report.load_data(run).test
+    test = load_data(run).test
     images = jax.device_put(test.images)
 
     @jax.jit
     def shares(key: jax.Array) -> jax.Array:
         deformed = run.recipe.augment(key, images)
-        return jax.nn.softmax(population.predict(run.recipe, run.states, deformed))
+        return jax.nn.softmax(population.predict(run.setup, run.states, run.networks, deformed))
 
     total = sum(np.asarray(shares(key)) for key in jax.random.split(prng.key(0), COPIES))
     assert isinstance(total, np.ndarray)

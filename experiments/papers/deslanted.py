@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mnist_jax.augment import Image, resample
-from mnist_jax.config import Config
+from mnist_jax.config import Config, Hparams
+from mnist_jax.data import DataSpec
 from mnist_jax.preprocess import Images, Inputs
 from mnist_jax.train import MakeRecipe, Recipe, default_recipe
 
@@ -27,13 +28,12 @@ def deslanted(image: Image) -> Float[Array, "height width"]:
 
 def deslanting(
     config: Config,
-    pixels: int,
-    classes: int,
-    train_images: int,
+    hparams: Hparams,
+    spec: DataSpec,
     make_recipe: MakeRecipe = default_recipe,
 ) -> Recipe:
     """Another recipe, but that the network sees all digits deslanted."""
-    recipe = make_recipe(config, pixels, classes, train_images)
+    recipe = make_recipe(config, hparams, spec)
 
     def preprocess(images: Images) -> Inputs:
         return recipe.preprocess(jax.vmap(deslanted)(jnp.asarray(images)))

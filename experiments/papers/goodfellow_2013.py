@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from runner import Experiment, main
 
-from mnist_jax.config import Config
+from mnist_jax.config import Config, Hparams
+from mnist_jax.data import DataSpec
 from mnist_jax.model import Dropout, from_linen
 from mnist_jax.preprocess import Inputs
 from mnist_jax.train import Recipe, default_recipe
@@ -48,11 +49,11 @@ class Maxout(nn.Module):
         return nn.Dense(self.classes, kernel_init=small)(x)
 
 
-def maxout(config: Config, pixels: int, classes: int, train_images: int) -> Recipe:
+def maxout(config: Config, hparams: Hparams, spec: DataSpec) -> Recipe:
     """The default recipe with a maxout network."""
-    module = Maxout(config.hidden, classes, config.input_dropout, config.dropout)
-    recipe = default_recipe(config, pixels, classes, train_images)
-    return recipe._replace(model=from_linen(module, pixels))
+    module = Maxout(config.hidden, spec.classes, config.input_dropout, config.dropout)
+    recipe = default_recipe(config, hparams, spec)
+    return recipe._replace(model=from_linen(module, spec.pixels))
 
 
 ROWS = {

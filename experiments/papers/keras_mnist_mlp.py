@@ -9,13 +9,14 @@ network on a CPU with 2 cores.
 import optax
 from runner import Experiment, main
 
-from mnist_jax.config import Config
+from mnist_jax.config import Config, Hparams
+from mnist_jax.data import DataSpec
 from mnist_jax.train import Recipe, default_recipe
 
 
-def rmsprop(config: Config, pixels: int, classes: int, train_images: int) -> Recipe:
+def rmsprop(config: Config, hparams: Hparams, spec: DataSpec) -> Recipe:
     """The default recipe with Keras' RMSprop."""
-    recipe = default_recipe(config, pixels, classes, train_images)
+    recipe = default_recipe(config, hparams, spec)
     optimizer = optax.rmsprop(config.learning_rate, decay=0.9, eps=1e-7, eps_in_sqrt=False)
     return recipe._replace(optimizer=optimizer)
 

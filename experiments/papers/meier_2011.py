@@ -25,9 +25,10 @@ from runner import Experiment, main
 from simard_2003 import ROWS as SHALLOW
 
 from mnist_jax.augment import Affine, Image, affine, resample
-from mnist_jax.config import Config
+from mnist_jax.config import Config, Hparams
+from mnist_jax.data import DataSpec
 from mnist_jax.model import Model, PyTree
-from mnist_jax.preprocess import Inputs, Number
+from mnist_jax.preprocess import Inputs, Scalar
 from mnist_jax.train import Logits, MakeRecipe, Recipe
 
 WIDTHS = (10.0, 12.0, 14.0, 16.0, 18.0, 20.0, 0.0)
@@ -37,7 +38,7 @@ INK = 0.1
 """A column has ink if its darkest pixel is above this, where paper is 0 and ink is 1."""
 
 
-def made_wide(image: Image, width: Number) -> Float[Array, "height _"]:
+def made_wide(image: Image, width: Scalar) -> Float[Array, "height _"]:
     """The digit made `width` pixels wide, in the middle of its image; as it is where that is 0."""
     inked = jnp.asarray(image).max(axis=0) > INK
     first, last = jnp.argmax(inked), len(inked) - 1 - jnp.argmax(inked[::-1])
@@ -51,17 +52,16 @@ def made_wide(image: Image, width: Number) -> Float[Array, "height _"]:
     return resample(image, affine((height, columns), change))
 
 
-def member(
-    config: Config, pixels: int, classes: int, train_images: int, make_recipe: MakeRecipe
-) -> Recipe:
+def member(config: Config, hparams: Hparams, spec: DataSpec, make_recipe: MakeRecipe) -> Recipe:
     """Another recipe, whose network makes all digits as wide as it has drawn at first.
 
     It is for networks that carry nothing else: statistics of batch normalisation would be lost.
     """
-    recipe = make_recipe(config, pixels, classes, train_images)
-    model, side = recipe.model, isqrt(pixels)
-    shades = np.repeat(np.array([[0], [255]], np.uint8), pixels, axis=1)
-    paper, ink = np.asarray(recipe.preprocess(shades.reshape(2, side, side)))[:, 0].tolist()
+    recipe = make_recipe(config, hparams, spec)
+    model, side = recipe.model, isqrt(spec.pixels)
+    shades = np.repeat(np.array([[0], [255]], np.uint8), spec.pixels, axis=1)
+    with jax.ensure_compile_time_eval():  # recipes are made while a program is traced
+        paper, ink = np.asarray(recipe.preprocess(shades.reshape(2, side, side)))[:, 0].tolist()
 
     def init(key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         width = jax.random.choice(jax.random.fold_in(key, 1), jnp.array(WIDTHS))

@@ -20,16 +20,16 @@ import optax
 from jaxtyping import Array, Float, Key
 from runner import Experiment, main
 
-from mnist_jax.config import Config
+from mnist_jax.config import Config, Hparams
+from mnist_jax.data import DataSpec
 from mnist_jax.model import Model, PyTree, from_linen
 from mnist_jax.preprocess import Inputs, Labels
 from mnist_jax.train import (
     Logits,
-    Loss,
+    LossFunction,
     Recipe,
     cross_entropy,
     default_recipe,
-    steps_per_epoch,
 )
 
 Direction = Callable[[Callable[[Inputs], Logits], Inputs, Inputs], Inputs]
@@ -84,7 +84,9 @@ def finite_difference(
     return jax.grad(cross_entropy_at)(inputs + 1e-6 * step)
 
 
-def virtual_adversarial(loss: Loss, epsilon: float, direction: Direction = hessian_product) -> Loss:
+def virtual_adversarial(
+    loss: LossFunction, epsilon: float, direction: Direction = hessian_product
+) -> LossFunction:
     """`loss`, plus how far the worst step of length `epsilon` from each image moves its answer.
 
     The worst one takes one power iteration. Source: Miyato, Maeda, Koyama & Ishii, "Virtual
@@ -139,9 +141,8 @@ class Normalised(nn.Module):
 
 def vat(
     config: Config,
-    pixels: int,
-    classes: int,
-    train_images: int,
+    hparams: Hparams,
+    spec: DataSpec,
     epsilon: float,
     decay: float,
     direction: Direction | None,
@@ -150,11 +151,11 @@ def vat(
 
     VAT steps along `direction`; None is no VAT.
     """
-    module = Normalised(config.hidden, classes)
-    steps = steps_per_epoch(train_images, config.batch_size)
+    module = Normalised(config.hidden, spec.classes)
+    steps = spec.steps_per_epoch(config.batch_size)
     rate = optax.exponential_decay(config.learning_rate, steps, decay, staircase=True)
-    return default_recipe(config, pixels, classes, train_images)._replace(
-        model=from_linen(module, pixels, module.copy(decay=0.0)),
+    return default_recipe(config, hparams, spec)._replace(
+        model=from_linen(module, spec.pixels, module.copy(decay=0.0)),
         optimizer=optax.adam(rate, config.momentum),
         loss=virtual_adversarial(cross_entropy, epsilon, direction) if direction else cross_entropy,
     )

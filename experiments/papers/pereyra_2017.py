@@ -20,7 +20,8 @@ import jax
 from jaxtyping import Array, Float, Key
 from runner import Experiment, main
 
-from mnist_jax.config import Config
+from mnist_jax.config import Config, Hparams
+from mnist_jax.data import DataSpec
 from mnist_jax.model import MLP, Model, PyTree, from_linen
 from mnist_jax.preprocess import Inputs, Labels
 from mnist_jax.train import Logits, Recipe, cross_entropy, default_recipe
@@ -41,14 +42,14 @@ def confidence_penalty(
     return loss - beta * entropy, (logits, state)
 
 
-def small_at_first(
-    config: Config, pixels: int, classes: int, train_images: int, beta: float = 0.0
-) -> Recipe:
+def small_at_first(config: Config, hparams: Hparams, spec: DataSpec, beta: float = 0.0) -> Recipe:
     """The default recipe with small weights at first and, if `beta`, a confidence penalty."""
     initializer = nn.initializers.normal(0.01)
-    module = MLP(config.hidden, classes, initializer=initializer, dropout=config.dropout)
-    recipe = default_recipe(config, pixels, classes, train_images)
-    recipe = recipe._replace(model=from_linen(module, pixels))
+    module = MLP(
+        config.hidden, spec.classes, initializer=initializer, dropout=config.dropout or None
+    )
+    recipe = default_recipe(config, hparams, spec)
+    recipe = recipe._replace(model=from_linen(module, spec.pixels))
     return recipe._replace(loss=partial(confidence_penalty, beta=beta)) if beta else recipe
 
 

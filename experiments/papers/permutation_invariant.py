@@ -24,18 +24,19 @@ from rasmus_2015 import CONFIG as LADDER
 from rasmus_2015 import ladder
 from runner import Experiment, main
 
-from mnist_jax.config import Config
+from mnist_jax.config import Config, Hparams
+from mnist_jax.data import DataSpec
 from mnist_jax.train import Recipe
 
 EPSILON = 2.1
 
 
 def ours(
-    config: Config, pixels: int, classes: int, train_images: int, reconstruction: bool, vat: bool
+    config: Config, hparams: Hparams, spec: DataSpec, reconstruction: bool, vat: bool
 ) -> Recipe:
     """A ladder network, with `reconstruction` of its layers or of nothing, and `vat` or not."""
     make = ladder if reconstruction else partial(ladder, costs=())
-    recipe = make(config, pixels, classes, train_images)
+    recipe = make(config, hparams, spec)
     return recipe._replace(loss=virtual_adversarial(recipe.loss, EPSILON)) if vat else recipe
 
 

@@ -19,7 +19,8 @@ from jaxtyping import Array, Key
 from rasmus_2015 import CONFIG, Combinator, Units, ladder
 from runner import Experiment, main
 
-from mnist_jax.config import Config
+from mnist_jax.config import Config, Hparams
+from mnist_jax.data import DataSpec
 from mnist_jax.model import PyTree
 from mnist_jax.train import Recipe
 
@@ -54,11 +55,11 @@ def guess(layers: PyTree, z: Units, u: Units) -> Units:
     return x[..., 0]
 
 
-def amlp(config: Config, pixels: int, classes: int, train_images: int) -> Recipe:
+def amlp(config: Config, hparams: Hparams, spec: DataSpec) -> Recipe:
     """A ladder network with such combinators, that restores the pixels."""
     costs = (1000.0, *(0.0,) * (len(config.hidden) + 1))
     combinator = Combinator(init, guess, EPSILON)
-    return ladder(config, pixels, classes, train_images, costs, combinator)
+    return ladder(config, hparams, spec, costs, combinator)
 
 
 ROWS = {

@@ -23,10 +23,11 @@ import optax
 from jaxtyping import Array, Float, Key
 from runner import Experiment, main
 
-from mnist_jax.config import Config
+from mnist_jax.config import Config, Hparams
+from mnist_jax.data import DataSpec
 from mnist_jax.model import Model, PyTree
 from mnist_jax.preprocess import Inputs, Labels
-from mnist_jax.train import Logits, Recipe, default_recipe, steps_per_epoch
+from mnist_jax.train import Logits, Recipe, default_recipe
 
 Units = Float[Array, "n units"]
 
@@ -141,9 +142,8 @@ def reconstruction(
 
 def ladder(
     config: Config,
-    pixels: int,
-    classes: int,
-    train_images: int,
+    hparams: Hparams,
+    spec: DataSpec,
     costs: tuple[float, ...] = COSTS,
     combinator: Combinator = GAUSSIAN,
     pixel_noise: float | None = None,
@@ -153,7 +153,7 @@ def ladder(
     On the pixels it is `pixel_noise`, where that is given.
     """
     noise = (config.noise if pixel_noise is None else pixel_noise, config.noise)
-    widths = (pixels, *config.hidden, classes)
+    widths = (spec.pixels, *config.hidden, spec.classes)
     pairs = list(itertools.pairwise(widths))
 
     def init(key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
@@ -177,7 +177,7 @@ def ladder(
         known = model_state if key is None else None
         return encode(params, inputs, noise, key, known).logits, model_state
 
-    def settle(params: PyTree, model_state: PyTree, inputs: Inputs) -> PyTree:
+    def recalibrate(params: PyTree, model_state: PyTree, inputs: Inputs) -> PyTree:
         return encode(params, inputs, noise, None).statistics
 
     def loss(
@@ -196,14 +196,14 @@ def ladder(
             total = total + reconstruction(params, noisy, clean, costs, combinator)
         return total, (noisy.logits, model_state)
 
-    steps = steps_per_epoch(train_images, config.batch_size)
+    steps = spec.steps_per_epoch(config.batch_size)
     falls_at = round(config.epochs * 2 / 3) * steps
     rate = optax.linear_schedule(
         config.learning_rate, 0.0, config.epochs * steps - falls_at, transition_begin=falls_at
     )
     optimizer = optax.adam(rate, config.momentum)
-    recipe = default_recipe(config, pixels, classes, train_images)
-    return recipe._replace(model=Model(init, apply, settle), optimizer=optimizer, loss=loss)
+    recipe = default_recipe(config, hparams, spec)
+    return recipe._replace(model=Model(init, apply, recalibrate), optimizer=optimizer, loss=loss)
 
 
 CONFIG = Config(

@@ -20,9 +20,11 @@ import numpy as np
 import tyro
 
 from mnist_jax import fit
-from mnist_jax.config import Config, InputError, Interrupted, Rescued, to_json
+from mnist_jax.config import Config, to_json
+from mnist_jax.errors import InputError, Interrupted, SaveError
 from mnist_jax.runs import rundir
-from mnist_jax.runs.report import Run
+from mnist_jax.runs.metadata import recipe_name
+from mnist_jax.runs.results import Run
 from mnist_jax.train import MakeRecipe, default_recipe
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -45,7 +47,7 @@ def fingerprint(experiment: Experiment) -> Row:
     config = to_json(experiment.config)
     for name in ("data_dir", "seed", "seeds"):
         del config[name]
-    return {**config, "recipe": fit.name_of(experiment.recipe)}
+    return {**config, "recipe": recipe_name(experiment.recipe)}
 
 
 def is_of(kept: Row, experiment: Experiment) -> bool:
@@ -112,12 +114,12 @@ def _run(
                     config = _quick(config)
                 elif validate:
                     config = dataclasses.replace(config, validation_images=10_000)
-                run = fit.fit(config, folder, experiment.recipe, resume=True)
-            except (InputError, Rescued) as error:
+                run = fit.fit(config, folder, make_recipe=experiment.recipe, resume=True)
+            except (InputError, SaveError) as error:
                 raise SystemExit(str(error)) from None
             except Interrupted as stopped:
                 print(f"{stopped}; the same command goes on", file=sys.stderr)
-                raise SystemExit(128 + stopped.number) from None
+                raise SystemExit(128 + stopped.signal_number) from None
             if validate:
                 print(_in_words(rundir.read_metrics(run.path)[-1]["validation_error_percent"]))
                 continue

@@ -13,6 +13,7 @@ The constants of the search were chosen with the true layout of the training ima
     python experiments/papers/shuffled_pixels.py
 """
 
+import functools
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -27,9 +28,10 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import KernelPCA
 
 from mnist_jax import data, prng
-from mnist_jax.config import Config
+from mnist_jax.config import Config, Hparams
+from mnist_jax.data import DataSpec
+from mnist_jax.errors import say
 from mnist_jax.preprocess import Images, Inputs
-from mnist_jax.progress import say
 from mnist_jax.train import Recipe, default_recipe
 
 VARYING = 5
@@ -88,14 +90,22 @@ def shuffle_of(pixels: int) -> Int[np.ndarray, "pixels"]:
     return np.random.default_rng(0).permutation(pixels)
 
 
-def deforming_unseen(config: Config, pixels: int, classes: int, train_images: int) -> Recipe:
-    """The recipe of deformed.py, which sees images in the layout that is found of them."""
+@functools.cache
+def pixel_in_each_cell(
+    dataset: str, data_dir: Path | None, spec: DataSpec
+) -> Int[np.ndarray, "pixels"]:
+    """The layout that is found of the shuffled training images."""
     say("looking for the layout of the pixels")
-    images = data.load(config.dataset, config.data_dir).train.images[:train_images]
-    shuffle = shuffle_of(pixels)
+    images = data.load(dataset, data_dir).train.images[: spec.train_images]
+    shuffle = shuffle_of(spec.pixels)
     layout = found_layout(images.reshape(len(images), -1)[:, shuffle])
-    there = shuffle[np.argsort(layout)]  # the pixel in each cell
-    recipe = deslanting(config, pixels, classes, train_images)
+    return shuffle[np.argsort(layout)]
+
+
+def deforming_unseen(config: Config, hparams: Hparams, spec: DataSpec) -> Recipe:
+    """The recipe of deformed.py, which sees images in the layout that is found of them."""
+    there = pixel_in_each_cell(config.dataset, config.data_dir, spec)
+    recipe = deslanting(config, hparams, spec)
 
     def placed(images: Images, order: Int[np.ndarray, "pixels"]) -> Images:
         return images.reshape(len(images), -1)[:, order].reshape(images.shape)
@@ -135,7 +145,8 @@ def draw(data_dir: Path | None = None) -> None:
     beside, touching = (steps < 1.1).mean(), (steps < 1.5).mean()
     print(f"{beside:.0%} of neighbours lie side by side, {touching:.0%} touch")
     laid = shown[:, np.argsort(layout)].reshape(images.shape)[:10]
-    deform = default_recipe(CONFIG, images[0].size, 10, len(images)).augment
+    spec = DataSpec(images.shape[1:], 10, len(images))
+    deform = default_recipe(CONFIG, CONFIG.hparams, spec).augment
     rows = (shown[:10].reshape(laid.shape), laid, deform(prng.key(0), laid))
     drawn, axes = plt.subplots(3, 10, figsize=(9, 2.9), layout="constrained")
     words = ("as shown", "as found", "deformed")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from runner import Experiment, Row, is_of, read_results
 
-from mnist_jax.config import InputError
+from mnist_jax.errors import InputError
 
 HERE = Path(__file__).parents[1]
 FILES = (

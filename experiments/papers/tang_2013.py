@@ -12,6 +12,7 @@ guess.
 """
 
 import dataclasses
+import functools
 from functools import partial
 
 import jax
@@ -22,10 +23,11 @@ from jaxtyping import Array, Float, Key
 from runner import Experiment, main
 
 from mnist_jax import data
-from mnist_jax.config import Config
+from mnist_jax.config import Config, Hparams
+from mnist_jax.data import DataSpec
 from mnist_jax.model import Model, PyTree, mlp
 from mnist_jax.preprocess import Images, Inputs, Labels, one_hot, to_inputs
-from mnist_jax.train import Logits, Loss, Recipe, cross_entropy, default_recipe, steps_per_epoch
+from mnist_jax.train import Logits, LossFunction, Recipe, cross_entropy, default_recipe
 
 COMPONENTS = 70
 WEIGHT_COST = 0.001
@@ -74,12 +76,14 @@ def falling_noise(model: Model, std: float, steps: int) -> Model:
     return Model(init, apply)
 
 
+@functools.cache
 def principal_components(
     config: Config, train_images: int
 ) -> tuple[Float[np.ndarray, "pixels"], Float[np.ndarray, "pixels components"]]:
     """Mean of the training images, and the directions in which they vary most."""
     images = data.load(config.dataset, config.data_dir).train.images[:train_images]
-    inputs = np.asarray(to_inputs(images), np.float64)
+    with jax.ensure_compile_time_eval():  # recipes are made while a program is traced
+        inputs = np.asarray(to_inputs(images), np.float64)
     mean = inputs.mean(axis=0)
     _, directions = np.linalg.eigh((inputs - mean).T @ (inputs - mean))
     widest = directions[:, : -COMPONENTS - 1 : -1]
@@ -87,17 +91,17 @@ def principal_components(
 
 
 def svm(
-    config: Config, pixels: int, classes: int, train_images: int, loss: Loss, noise: float
+    config: Config, hparams: Hparams, spec: DataSpec, loss: LossFunction, noise: float
 ) -> Recipe:
     """The default recipe with `loss`, on principal components with noise that falls to nothing."""
-    mean, widest = principal_components(config, train_images)
+    mean, widest = principal_components(config, spec.train_images)
 
     def preprocess(images: Images) -> Inputs:
         return (to_inputs(images) - mean[None]) @ widest
 
-    steps = config.epochs * steps_per_epoch(train_images, config.batch_size)
-    model = falling_noise(mlp(config, widest.shape[1], classes), noise, steps)
-    recipe = default_recipe(config, pixels, classes, train_images)
+    steps = config.epochs * spec.steps_per_epoch(config.batch_size)
+    model = falling_noise(mlp(config, hparams, widest.shape[1], spec.classes), noise, steps)
+    recipe = default_recipe(config, hparams, spec)
     weight_cost = optax.add_decayed_weights(WEIGHT_COST, top_weights)
     optimizer = optax.chain(weight_cost, recipe.optimizer)
     return recipe._replace(model=model, optimizer=optimizer, loss=loss, preprocess=preprocess)

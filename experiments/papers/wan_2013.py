@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from runner import Experiment, main
 
-from mnist_jax.config import Config
+from mnist_jax.config import Config, Hparams
+from mnist_jax.data import DataSpec
 from mnist_jax.model import from_linen
 from mnist_jax.preprocess import Inputs
 from mnist_jax.train import Recipe, default_recipe
@@ -59,10 +60,10 @@ class Network(nn.Module):
         return nn.Dense(self.classes)(x)
 
 
-def dropconnect(config: Config, pixels: int, classes: int, train_images: int) -> Recipe:
+def dropconnect(config: Config, hparams: Hparams, spec: DataSpec) -> Recipe:
     """The default recipe with a network of DropConnect."""
-    model = from_linen(Network(config.hidden, classes), pixels)
-    return default_recipe(config, pixels, classes, train_images)._replace(model=model)
+    model = from_linen(Network(config.hidden, spec.classes), spec.pixels)
+    return default_recipe(config, hparams, spec)._replace(model=model)
 
 
 ROWS = {

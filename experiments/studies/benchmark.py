@@ -33,9 +33,9 @@ from matplotlib.figure import Figure
 from speedrun import RECIPE
 
 from mnist_jax import data
-from mnist_jax.config import InputError
+from mnist_jax.errors import InputError
 from mnist_jax.preprocess import to_inputs
-from mnist_jax.runs.environment import versions
+from mnist_jax.runs.metadata import versions
 
 HERE = Path(__file__).parents[1]
 SAME: dict[str, Any] = {
@@ -280,7 +280,7 @@ def installed(module: str) -> bool:
 
 def device() -> str:
     """The name of what runs; another process asks, as JAX takes most of a GPU's memory."""
-    asking = "from mnist_jax.runs.environment import device_name; print(device_name())"
+    asking = "from mnist_jax.runs.metadata import device_name; print(device_name())"
     return subprocess.run(
         [sys.executable, "-c", asking], check=True, capture_output=True, text=True
     ).stdout.strip()

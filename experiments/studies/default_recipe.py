@@ -17,7 +17,7 @@ import tyro
 from mnist_jax.config import Config
 from mnist_jax.fit import fit
 from mnist_jax.runs import rundir
-from mnist_jax.runs.environment import device_name
+from mnist_jax.runs.metadata import device_name
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "the default": {},

@@ -17,10 +17,9 @@ import tyro
 
 from mnist_jax import data, population
 from mnist_jax.config import Config
-from mnist_jax.data import Examples
+from mnist_jax.data import DataSpec, Examples
 from mnist_jax.runs import rundir
-from mnist_jax.runs.environment import device_name, versions
-from mnist_jax.train import default_recipe
+from mnist_jax.runs.metadata import device_name, versions
 
 AFFINE = Config(rotation_degrees=15.0, shear_degrees=15.0, scale=0.15, shift_pixels=1.0)
 CONFIGS = {
@@ -32,13 +31,13 @@ CONFIGS = {
 
 def epoch_seconds(config: Config, training: Examples, rounds: int) -> list[float]:
     """Seconds of each epoch after the first."""
-    recipe = default_recipe(config, 784, 10, len(training.labels))
-    keys = population.keys([0])
-    states = population.init(recipe, keys)
+    setup = population.Setup(config, DataSpec((28, 28), 10, len(training.labels)))
+    networks = population.networks_of(config)
+    states = population.init(setup, networks)
     seconds = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
-        states, _ = population.train_epoch(recipe, states, training, keys, config.batch_size, 1)
+        states, _ = population.train_epoch(setup, states, networks, training)
         jax.block_until_ready(states)
         seconds.append(time.perf_counter() - start)
     return seconds[1:]

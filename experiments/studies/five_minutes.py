@@ -16,12 +16,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import tyro
-from runner import RESULTS
 
 from mnist_jax.runs import rundir
-from mnist_jax.runs.environment import device_name, versions
+from mnist_jax.runs.metadata import device_name, versions
 
-SCRIPT = Path(__file__).parent / "deformed.py"
+RESULTS = Path(__file__).parents[1] / "results"
+SCRIPT = Path(__file__).parents[1] / "papers" / "deformed.py"
 ROW = "1024-512-256, GELU, deslanted, five minutes"
 
 

@@ -17,7 +17,7 @@ from mnist_jax import data, plots, preprocess
 from mnist_jax.config import Config
 from mnist_jax.fit import fit
 from mnist_jax.runs import rundir
-from mnist_jax.runs.report import in_words
+from mnist_jax.runs.results import summary_line
 
 
 def main(data_dir: Path | None = None, out: Path = Path("runs/keras_tutorial")) -> None:
@@ -47,7 +47,7 @@ def main(data_dir: Path | None = None, out: Path = Path("runs/keras_tutorial")) 
 
     # Fit and evaluate: five networks at once.
     fit(config, out)
-    print(in_words(rundir.read_summary(out)))
+    print(summary_line(rundir.read_summary(out)))
     print("Keras' example publishes 98.40 %.")
     print(f"The curves, the mistakes and what the units look for are in {out / 'figures'}.")
 

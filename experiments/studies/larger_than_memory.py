@@ -3,16 +3,15 @@ memory, and a run that is killed in the middle and resumed ends with the same bi
 
     python experiments/studies/larger_than_memory.py
 
-writes shifted and noisy copies of MNIST's training images to a temporary folder. `mnist-jax train`
-trains the default network on them for an epoch, and the system reports its peak memory. A second
-run is killed in the middle with SIGKILL and goes on with --resume; all that both runs leave is
-compared. Then one process trains in turn on a shard of the large set, while the next shard is read,
-and for an epoch on MNIST in memory. The ratio of their images per second is the median over all
-such pairs.
+writes copies of MNIST's training images, moved and noisy, to a temporary folder, has `mnist-jax
+train` train the default network on them for an epoch, and asks the system for the most memory that
+it had. It does the same again, but is killed in the middle by SIGKILL, goes on with --resume, and
+all that both leave is compared. Then, in turn in one process, it trains on a shard of the large set
+while the next one is read, and for an epoch on MNIST in memory: the ratio of their images a second
+is the median of all such pairs.
 """
 
 import dataclasses
-import itertools
 import json
 import os
 import shutil
@@ -22,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -31,30 +29,29 @@ import tyro
 
 from mnist_jax import data, population
 from mnist_jax.config import Config
-from mnist_jax.data import Dataset, Examples
+from mnist_jax.data import Dataset, DataSpec
 from mnist_jax.data.download import IDX_NAMES
 from mnist_jax.data.loader import DataLoader, plan_shards
-from mnist_jax.fit import as_used
+from mnist_jax.fit import resolve
 from mnist_jax.runs import checkpoint, rundir
-from mnist_jax.runs.environment import device_name, versions
-from mnist_jax.runs.report import load_run
-from mnist_jax.train import default_recipe
+from mnist_jax.runs.metadata import device_name, versions
+from mnist_jax.runs.results import load_run
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Memory and speed of training on more images than memory holds, and whether it can resume."""
+    """What training on more than memory holds takes, and whether it can be stopped."""
 
     data_dir: Path | None = None
-    """Folder with the MNIST files; without one they are downloaded."""
+    """Folder with the MNIST files; without it they are downloaded."""
     gigabytes: float = 10.0
     """Size of the training images, of 10**9 bytes."""
     shard_images: int = 0
     """As for mnist-jax train."""
     rounds: int = 21
-    """How many shards, and as many epochs of MNIST, are timed."""
+    """How many shards and epochs of MNIST are timed."""
     folder: Path | None = None
-    """Folder for the large files, which are deleted at the end; by default a temporary one."""
+    """Where the large files go until the end; by default to the system's temporary folder."""
     results: Path = Path(__file__).parents[1] / "results" / "larger_than_memory.json"
     """The JSON file to write."""
 
@@ -66,43 +63,43 @@ def write(mnist: Dataset, count: int, folder: Path) -> None:
         stream.write(header(count, *images.shape[1:]))
         for copy, first in enumerate(range(0, count, len(labels))):
             rng = np.random.default_rng(copy)
-            shifted = np.roll(images, rng.integers(-2, 3, 2), axis=(1, 2))
-            noisy = np.maximum(shifted, rng.integers(0, 64, shifted.shape, np.uint8))
+            moved = np.roll(images, rng.integers(-2, 3, 2), axis=(1, 2))
+            noisy = np.maximum(moved, rng.integers(0, 64, moved.shape, np.uint8))
             stream.write(noisy[: count - first].data)
-    small_arrays = np.resize(labels, count), *mnist.test
-    for name, array in zip(IDX_NAMES[1:], small_arrays, strict=True):
+    others = np.resize(labels, count), *mnist.test
+    for name, array in zip(IDX_NAMES[1:], others, strict=True):
         (folder / name).write_bytes(header(*array.shape) + array.tobytes())
 
 
 def header(*shape: int) -> bytes:
-    """The header of an IDX file of bytes."""
+    """How an IDX file of bytes begins."""
     return bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
 
 
 def train(folder: Path, name: str, shard_images: int, kill_at: int | None = None) -> float:
-    """Trains the run `folder`/`name`, and returns the peak memory of the process in bytes.
+    """Trains RUN in `folder`/`name`, and gives the most bytes of memory that the process had.
 
-    The process is killed when there is a checkpoint of step `kill_at` or a later one.
+    It is killed when there is a checkpoint of step `kill_at` or a later one.
     """
     run = folder / name
-    command = [sys.executable, "-m", "mnist_jax", "train", "--dataset", "local", "--epochs", "1"]
+    command = [sys.executable, "-m", "mnist_jax", "train", "--dataset", "local", "--epochs", "2"]
     command += ["--data-dir", str(folder), "--shard-images", str(shard_images)]
     command += ["--checkpoint-minutes", "0", "--out", str(run), "--resume"]
     process = subprocess.Popen(command)
     while kill_at is not None and process.poll() is None:
-        if any(int(step.name) >= kill_at for step in checkpoint.all_of(run)):
+        if any(int(found.name) >= kill_at for found in checkpoint.all_of(run)):
             process.kill()
             break
         time.sleep(0.01)
     _, status, usage = os.wait4(process.pid, 0)
     expected = 0 if kill_at is None else -signal.SIGKILL
     if os.waitstatus_to_exitcode(status) != expected:
-        sys.exit(f"{' '.join(command)} ended with status {status}, expected {expected}")
+        sys.exit(f"{' '.join(command)} ended otherwise than it should")
     return usage.ru_maxrss * 1024
 
 
 def left_by(run: Path) -> tuple[object, ...]:
-    """All that a run leaves except times: weights, metrics, summary and figures."""
+    """All that a run leaves, but times: weights, metrics, result and figures."""
 
     def timeless(record: rundir.Json) -> rundir.Json:
         return {
@@ -117,38 +114,29 @@ def left_by(run: Path) -> tuple[object, ...]:
     return weights, metrics, timeless(rundir.read_summary(run)), figures
 
 
-def all_shards(loader: DataLoader, epochs: int) -> Iterator[Examples]:
-    """The shards of all epochs, one after the other; there is at least one in an epoch."""
-    return itertools.chain.from_iterable(map(loader.epoch, range(1, epochs + 1)))
-
-
-def measure_speeds(
-    mnist: Dataset, large: Dataset, config: Config, rounds: int
-) -> dict[str, list[float]]:
-    """Images per second on each shard and on each epoch of MNIST, in turn, without the first."""
-    epochs, batch_size = rounds + 1, config.batch_size
-    loaders = {
-        "shards": DataLoader(dataclasses.replace(config, epochs=epochs), large.train),
-        "in memory": DataLoader(Config(epochs=epochs), mnist.train),
+def speeds(mnist: Dataset, large: Dataset, config: Config, rounds: int) -> dict[str, list[float]]:
+    """Images a second of each shard and of each epoch of MNIST, in turn, after a first of both."""
+    found: dict[str, list[float]] = {}
+    feeds = {
+        "shards": DataLoader(dataclasses.replace(config, epochs=rounds), large.train, mnist.test),
+        "in memory": DataLoader(Config(epochs=rounds), mnist.train, mnist.test),
     }
-    keys, recipes, states = population.keys([0]), {}, {}
-    for name, loader in loaders.items():
-        recipes[name] = default_recipe(config, 784, 10, loader.shards.images_used)
-        states[name] = population.init(recipes[name], keys)
-    shards = {name: all_shards(loader, epochs) for name, loader in loaders.items()}
-    speeds: dict[str, list[float]] = {name: [] for name in loaders}
+    networks, sides = population.networks_of(Config()), {}
+    for name, loader in feeds.items():
+        setup = population.Setup(Config(), DataSpec((28, 28), 10, loader.shards.images_used))
+        shards = (each for epoch in range(1, rounds + 1) for each in loader.epoch(epoch))
+        sides[name] = setup, shards, population.init(setup, networks)
+        found[name] = []
     for _ in range(rounds + 1):
-        for name, recipe in recipes.items():
+        for name, (setup, shards, states) in sides.items():
             start = time.perf_counter()
-            examples = next(shards[name])
-            states[name], _ = population.train_epoch(
-                recipe, states[name], examples, keys, batch_size, 1
-            )
-            jax.block_until_ready(states[name])
-            seconds = time.perf_counter() - start
-            speeds[name].append(len(examples.labels) // batch_size * batch_size / seconds)
+            examples = next(shards)
+            states, _ = population.train_epoch(setup, states, networks, examples)
+            jax.block_until_ready(states)
+            found[name].append(len(examples.labels) // 128 * 128 / (time.perf_counter() - start))
+            sides[name] = setup, shards, states
             del examples
-    return {name: each[1:] for name, each in speeds.items()}
+    return {name: each[1:] for name, each in found.items()}
 
 
 def main() -> None:
@@ -161,20 +149,20 @@ def main() -> None:
         if shutil.disk_usage(folder).free < 1.1 * options.gigabytes * 1e9:
             sys.exit(f"{folder} has no room for {options.gigabytes} GB; name another --folder")
         write(mnist, count, folder)
-        peaks = [train(folder, "complete", options.shard_images)]
-        complete = load_run(folder / "complete")
-        shards = plan_shards(complete.config, count)
-        steps = shards.images_used // complete.config.batch_size
-        train(folder, "killed", options.shard_images, kill_at=steps // 2)
+        peaks = [train(folder, "whole", options.shard_images)]
+        whole = load_run(folder / "whole")
+        cut = plan_shards(whole.config, count)
+        steps = cut.images_used // whole.config.batch_size
+        train(folder, "killed", options.shard_images, kill_at=steps)
         (newest, *_) = checkpoint.all_of(folder / "killed")
         killed_at = int(newest.name)
         peaks.append(train(folder, "killed", options.shard_images))
-        same = left_by(folder / "complete") == left_by(folder / "killed")
-        record, summary = rundir.read_metrics(complete.path)[0], rundir.read_summary(complete.path)
+        same = left_by(folder / "whole") == left_by(folder / "killed")
+        record, summary = rundir.read_metrics(folder / "whole")[0], rundir.read_summary(whole.path)
         large = data.load("local", folder)
-        config = as_used(Config(dataset="local", shard_images=options.shard_images), large)
-        speeds = measure_speeds(mnist, large, config, options.rounds)
-    ratio = statistics.median(a / b for a, b in zip(*speeds.values(), strict=True))
+        config = resolve(Config(dataset="local", shard_images=options.shard_images), large)
+        found = speeds(mnist, large, config, options.rounds)
+    ratio = statistics.median(a / b for a, b in zip(*found.values(), strict=True))
     claim = (
         f"{options.gigabytes:g} GB of images train the default network in "
         f"{max(peaks) / 1e9:.2f} GB of memory, at {ratio:.2f} of the speed of MNIST in memory"
@@ -183,26 +171,16 @@ def main() -> None:
     print(
         f"killed after step {killed_at:,} of {steps:,} and resumed, the run has "
         f"{'the same bits' if same else 'OTHER BITS'}; an epoch of {count:,} images takes "
-        f"{record['seconds']:.0f} s of the {summary['seconds']['total']:.0f} s of the complete run"
+        f"{record['seconds']:.0f} s of the {summary['seconds']['total']:.0f} s of the whole run"
     )
-    results = {
-        "claim": claim,
-        "images": count,
-        "shards": shards.count,
-        "shard_images": shards.size,
-        "peak_bytes": peaks,
-        "steps": steps,
-        "killed_at_step": killed_at,
-        "same_bits": same,
-        "images_per_second": speeds,
-        "ratio": ratio,
-        "seconds": summary["seconds"],
-        "epoch_seconds": record["seconds"],
-        "test_errors": summary["test_errors"],
-        "device": device_name(),
-        "versions": versions(),
+    kept = {
+        **{"claim": claim, "images": count, "shards": cut.count, "shard_images": cut.size},
+        **{"peak_bytes": peaks, "steps": steps, "killed_at_step": killed_at, "same_bits": same},
+        **{"images_per_second": found, "ratio": ratio, "seconds": summary["seconds"]},
+        **{"epoch_seconds": record["seconds"], "test_errors": summary["test_errors"]},
+        **{"device": device_name(), "versions": versions()},
     }
-    rundir.write_bytes(options.results, (json.dumps(results, indent=1) + "\n").encode())
+    rundir.write_bytes(options.results, (json.dumps(kept, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -34,13 +34,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from mnist_jax import data, population
-from mnist_jax.config import Config, Shape, from_json, to_json
-from mnist_jax.data import Examples
-from mnist_jax.parallel import devices, processes
-from mnist_jax.progress import say
+from mnist_jax.config import Config, from_json, to_json
+from mnist_jax.data import DataSpec, Examples
+from mnist_jax.errors import say
+from mnist_jax.parallel import multihost
+from mnist_jax.parallel.mesh import MeshShape, replicate, use_mesh
 from mnist_jax.runs import rundir
-from mnist_jax.runs.environment import device_name, versions
-from mnist_jax.train import default_recipe
+from mnist_jax.runs.metadata import device_name, versions
 
 Found = dict[str, Any]
 
@@ -63,7 +63,7 @@ class Case:
 
     config: Config
     steps: int
-    mesh: Shape = (1, 1)
+    mesh: MeshShape = (1, 1)
     processes: int = 1
     cores: int | None = None  # of each process; None are all there are
 
@@ -117,29 +117,26 @@ def measured(case: Case, rounds: int, data_dir: Path | None) -> list[float]:
 def work(case: Case, rounds: int, data_dir: Path | None, address: str, number: int) -> None:
     """Prints the seconds of a step of `case`, of which this process computes its part."""
     several = case.processes > 1
-    with processes.joined(address, case.processes, number) if several else contextlib.nullcontext():
+    with multihost.join(address, case.processes, number) if several else contextlib.nullcontext():
         config = case.config
         images, labels = data.load("mnist", data_dir).train
         few = np.resize(np.arange(len(labels)), case.steps * config.batch_size)
         training = Examples(np.asarray(images)[few], labels[few])
-        recipe = default_recipe(config, 784, 10, len(few))
+        setup = population.Setup(config, DataSpec((28, 28), 10, len(few)))
         seconds = []
-        with devices.mesh(case.mesh):
-            keys, training = population.keys(config.all_seeds), devices.share(training)
-            states = population.init(recipe, keys)
-            together = population.side_by_side(states)
+        with use_mesh(case.mesh):
+            networks, training = population.networks_of(config), replicate(training)
+            states = population.init(setup, networks)
             for _ in range(rounds + 1):
-                processes.of_all(0)  # they begin at the same time
+                multihost.all_gather(0)  # they begin at the same time
                 start = time.perf_counter()
-                states, _ = population.train_epoch(
-                    recipe, states, training, keys, config.batch_size, together
-                )
+                states, _ = population.train_epoch(setup, states, networks, training)
                 jax.block_until_ready(states)
-                taken = processes.of_all(int(1e9 * (time.perf_counter() - start)))
+                taken = multihost.all_gather(int(1e9 * (time.perf_counter() - start)))
                 seconds.append(max(taken)[0] / 1e9 / case.steps)
         if several and case.mesh[1] > 1:
             seconds.append(all_reduce_seconds(parameters(config)))
-        if processes.leads():
+        if multihost.is_primary():
             print(json.dumps(seconds[1:]))
 
 

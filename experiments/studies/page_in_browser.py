@@ -32,10 +32,14 @@ from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.pointer_input import PointerInput
 from selenium.webdriver.common.by import By
 
-from mnist_jax.config import InputError
+from mnist_jax.errors import InputError
 from mnist_jax.preprocess import to_inputs
-from mnist_jax.runs import report
-from mnist_jax.runs.environment import device_name, versions
+from mnist_jax.runs.metadata import device_name, versions
+from mnist_jax.runs.results import (
+    first_network,
+    load_data,
+    load_run,
+)
 from mnist_jax.serve import page
 
 Points = list[tuple[float, float]]
@@ -221,12 +225,12 @@ class Options:
 def main() -> None:
     """Measures, prints the result, and saves the numbers and the screenshots."""
     options = tyro.cli(Options)
-    run = report.load_run(options.run)
-    dataset = report.load_data(run, options.data_dir)
+    run = load_run(options.run)
+    dataset = load_data(run, options.data_dir)
     images = dataset.test.images[: options.images]
     content = page.html(run, dataset).encode()
-    state, inputs = report.first_seed(run), to_inputs(images)
-    expected, _ = run.recipe.model.apply(state.weights, state.model_state, inputs, None)
+    state, inputs = first_network(run), to_inputs(images)
+    expected, _ = run.recipe.model.apply(state.eval_params, state.model_state, inputs, None)
     with tempfile.TemporaryDirectory() as folder, browser() as driver:
         file = Path(folder) / "page.html"
         file.write_bytes(content)

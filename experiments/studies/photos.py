@@ -30,10 +30,15 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from mnist_jax import data
-from mnist_jax.config import Config, InputError
+from mnist_jax.config import Config
+from mnist_jax.errors import InputError
 from mnist_jax.fit import fit
-from mnist_jax.runs import report
-from mnist_jax.runs.environment import device_name, versions
+from mnist_jax.runs.metadata import device_name, versions
+from mnist_jax.runs.results import (
+    Run,
+    load_run,
+    probabilities,
+)
 from mnist_jax.serve.digit import bounding_box, centre_by_mass, to_digit
 
 Digit = UInt8[np.ndarray, "28 28"]
@@ -148,15 +153,15 @@ def segmented(photo: Photo) -> Digit | None:
         return None
 
 
-def read(run: report.Run, images: list[Digit | None]) -> Int[np.ndarray, "n"]:
+def read(run: Run, images: list[Digit | None]) -> Int[np.ndarray, "n"]:
     """The network's answers, -1 for None."""
     blank = np.zeros((28, 28), np.uint8)
     inputs = np.stack([blank if image is None else image for image in images])
-    labels = report.probabilities(run, inputs).argmax(axis=1)
+    labels = probabilities(run, inputs).argmax(axis=1)
     return np.where([image is None for image in images], -1, labels)
 
 
-def measure(run: report.Run, test: data.Examples, images: int) -> dict[str, Any]:
+def measure(run: Run, test: data.Examples, images: int) -> dict[str, Any]:
     """How many photos of the first `images` are read correctly and refused, for each kind."""
     digits, labels = np.asarray(test.images)[:images], np.asarray(test.labels)[:images]
     results: dict[str, Any] = {"images": len(digits), "kinds": {}, "refused_pages": {}}
@@ -211,7 +216,7 @@ def main() -> None:
             path = options.run or Path(folder) / "run"
             if options.run is None:
                 fit(Config(dataset="mnist", data_dir=options.data_dir), path, dataset=dataset)
-            run = report.load_run(path)
+            run = load_run(path)
         if not 2 <= options.images <= len(dataset.test.labels):
             raise InputError(f"--images {options.images} cannot be used: it takes 2 to 10000")
     except InputError as error:

@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from mnist_jax.runs.environment import device_name, versions
+from mnist_jax.runs.metadata import device_name, versions
 
 
 @dataclasses.dataclass(frozen=True)

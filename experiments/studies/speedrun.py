@@ -58,17 +58,16 @@ def run_once(seed: int, data_dir: str | None) -> None:
 
     import jax
 
-    from mnist_jax import population, train
+    from mnist_jax import population
 
-    recipe = train.default_recipe(config, 784, 10, len(mnist.train.labels))
-    training, keys = jax.device_put(mnist.train), population.keys([seed])
-    together, _ = population.compile_ahead(recipe, keys, training, mnist.test, config.batch_size)
-    states = population.init(recipe, keys)
+    setup = population.Setup(config, data.DataSpec((28, 28), 10, len(mnist.train.labels)))
+    networks, training = population.networks_of(config), jax.device_put(mnist.train)
+    population.compile_programs(setup, networks, training, mnist.test)
+    states = population.init(setup, networks)
     for _ in range(config.epochs):
-        states, _ = population.train_epoch(
-            recipe, states, training, keys, config.batch_size, together
-        )
-    print(jax.device_get(population.evaluate(recipe, states, mnist.test)).errors[0], flush=True)
+        states, _ = population.train_epoch(setup, states, networks, training)
+    evaluation = population.evaluate(setup, states, networks, mnist.test)
+    print(jax.device_get(evaluation).errors[0], flush=True)
 
 
 def main() -> None:
@@ -86,7 +85,7 @@ def main() -> None:
         run_once(args.seed, args.data_dir)
         return
     from mnist_jax import data
-    from mnist_jax.config import InputError
+    from mnist_jax.errors import InputError
 
     try:
         data.load("mnist", args.data_dir)
@@ -106,7 +105,7 @@ def main() -> None:
             sys.exit(f"seed {seed} failed; its message stands above")
         errors.append(int(line))
         print(f"seed {seed}: {errors[-1]} test errors after {seconds[-1]:.2f} s", flush=True)
-    from mnist_jax.runs.environment import device_name, versions
+    from mnist_jax.runs.metadata import device_name, versions
 
     accuracy = [100 - count / 100 for count in errors]
     claim = (

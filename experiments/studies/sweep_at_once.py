@@ -22,10 +22,10 @@ import time
 from pathlib import Path
 
 import tyro
+from tqdm.auto import tqdm
 
-from mnist_jax.progress import bar
 from mnist_jax.runs import rundir
-from mnist_jax.runs.environment import device_name, versions
+from mnist_jax.runs.metadata import device_name, versions
 
 RATES = ("0.03", "0.1", "0.3")
 DROPOUTS = ("0", "0.2", "0.5")
@@ -70,7 +70,7 @@ def compared(hidden: tuple[str, ...], options: Options, folder: Path) -> rundir.
     held_out = rundir.read_summary(out)["validation_images"]
     seconds, pairs = [], []
     each = list(itertools.product(RATES, DROPOUTS, range(SEEDS)))
-    for number, (rate, dropout, seed) in enumerate(bar(iterable=each, desc="-".join(hidden))):
+    for number, (rate, dropout, seed) in enumerate(tqdm(each, desc="-".join(hidden))):
         run = folder / f"{'-'.join(hidden)}-{number}"
         own = ["--learning-rate", rate, "--dropout", dropout, "--seed", str(seed)]
         own += ["--hidden", *hidden, "--validation-images", str(held_out), "--out", str(run)]

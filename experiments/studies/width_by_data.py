@@ -18,14 +18,14 @@ import tyro
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
+from tqdm.auto import tqdm
 
 from mnist_jax import data, population
-from mnist_jax.config import Config, InputError
-from mnist_jax.data import Examples
-from mnist_jax.progress import bar, say
+from mnist_jax.config import Config
+from mnist_jax.data import DataSpec, Examples
+from mnist_jax.errors import InputError, say
 from mnist_jax.runs import rundir
-from mnist_jax.runs.environment import device_name, versions
-from mnist_jax.train import default_recipe, steps_per_epoch
+from mnist_jax.runs.metadata import device_name, versions
 
 HERE = Path(__file__).parents[1]
 WIDTHS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -48,16 +48,14 @@ def test_errors(width: int, training: Examples, test: Examples, steps: int) -> l
         learning_rate=0.05,
         seeds=SEEDS,
     )
-    pixels = training.images[0].size
-    recipe = default_recipe(config, pixels, 10, images)
-    keys = population.keys(config.all_seeds)
-    batch_size = config.batch_size
-    together, _ = population.compile_ahead(recipe, keys, training, test, batch_size)
-    states = population.init(recipe, keys)
+    spec = DataSpec(training.images.shape[1:], 10, images)
+    setup, networks = population.Setup(config, spec), population.networks_of(config)
+    population.compile_programs(setup, networks, training, test)
+    states = population.init(setup, networks)
     for _ in range(config.epochs):
-        states, _ = population.train_epoch(recipe, states, training, keys, batch_size, together)
-    assert int(states.step[0]) == config.epochs * steps_per_epoch(images, batch_size)
-    return population.evaluate(recipe, states, test).errors.tolist()
+        states, _ = population.train_epoch(setup, states, networks, training)
+    assert int(states.step[0]) == config.epochs * spec.steps_per_epoch(config.batch_size)
+    return population.evaluate(setup, states, networks, test).errors.tolist()
 
 
 def figure(percent: Float[np.ndarray, "widths images seeds"]) -> Figure:
@@ -119,7 +117,7 @@ def main(
         raise SystemExit(str(error)) from None
     images, labels = dataset.train
     errors, steps = [], QUICK_STEPS if quick else STEPS
-    with bar(total=len(WIDTHS) * len(IMAGES), desc="networks") as shown:
+    with tqdm(total=len(WIDTHS) * len(IMAGES), desc="networks") as shown:
         for width in WIDTHS:
             errors.append([])
             for count in IMAGES:

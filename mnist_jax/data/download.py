@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
-from mnist_jax.config import InputError
-from mnist_jax.notebook import in_notebook
+from mnist_jax.errors import InputError, progress_bar
 
 DATA_VARIABLE = "MNIST_JAX_DATA"
 """The environment variable that names the data folder if --data-dir does not."""
 
-IMPORTING = threading.Lock()
+IMPORT_LOCK = threading.Lock()
 """Held while a large package is imported. `mnist-jax train` imports JAX in one thread while another
 loads the data. If both import parts of the same package, one may see modules that are incomplete.
 """
@@ -63,7 +62,7 @@ def cache_dir() -> Path:
 
 def published(name: str) -> list[PublishedFile]:
     """The files of `name`: four in the order of IDX_NAMES, or the one archive of EMNIST."""
-    with IMPORTING:
+    with IMPORT_LOCK:
         import tensorflow_datasets as tfds  # takes a third of a second
         from tensorflow_datasets.core.download import checksums
 
@@ -90,7 +89,7 @@ def fetch(name: str) -> list[Path]:
         DataUnavailable: there is no network, the server fails or sends something else, or the disk
             is full.
     """
-    with IMPORTING:
+    with IMPORT_LOCK:
         import requests
     sources = published(name)
     folder = cache_dir() / "downloads" / name.partition("/")[0]
@@ -115,15 +114,11 @@ def fetch(name: str) -> list[Path]:
 
 def _download(source: PublishedFile, path: Path) -> None:
     """Downloads `source` to `path`, which appears when all of it is there and verified."""
-    with IMPORTING:
-        from tqdm.auto import tqdm
-
     received, digest = 0, hashlib.sha256()
-    hide = False if in_notebook() else None  # None shows the bar only in a terminal
     with (
         _get(source.url) as response,
         atomic_write(path) as stream,
-        tqdm(total=source.size, desc=path.name, unit="B", unit_scale=True, disable=hide) as bar,
+        progress_bar(total=source.size, desc=path.name, unit="B", unit_scale=True) as bar,
     ):
         response.raise_for_status()
         for block in response.iter_content(2**16):

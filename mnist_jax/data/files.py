@@ -17,8 +17,8 @@ from typing import IO, Any
 import numpy as np
 from jaxtyping import UInt8
 
-from mnist_jax.config import InputError
 from mnist_jax.data.download import DATA_VARIABLE, IDX_NAMES, is_intact, published
+from mnist_jax.errors import InputError
 
 MAX_DATASET_BYTES = 2**30
 """Limit for the four arrays together. The largest splits of EMNIST have 638 million bytes.

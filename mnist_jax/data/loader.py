@@ -15,11 +15,8 @@ from jaxtyping import Int
 
 from mnist_jax.config import Config
 from mnist_jax.data.files import read_images
-from mnist_jax.data.registry import Examples, whole_batches
-from mnist_jax.parallel import devices
-
-RECALIBRATION_IMAGES = 10_000
-"""About how many training images, evenly spaced, batch statistics are recalibrated on."""
+from mnist_jax.data.registry import RECALIBRATION_IMAGES, Examples, whole_batches
+from mnist_jax.parallel.mesh import put, replicated_sharding
 
 DEFAULT_SHARD_BYTES = 2**27
 """Size of a shard of images that stay on disk, if the config does not give a number of images."""
@@ -112,13 +109,17 @@ class DataLoader:
         shards: how an epoch is divided.
         spec: the arrays of a single shard, or else their shapes, to compile programs for.
         recalibration_images: those on which batch statistics are recalibrated, on the devices.
+        validation: the validation examples, on the devices.
     """
 
-    def __init__(self, config: Config, training: Examples) -> None:
+    def __init__(
+        self, config: Config, training: Examples, validation: Examples | None = None
+    ) -> None:
         self.shards = plan_shards(config, len(training.labels))
         self._config, self._training = config, training
-        self._sharding = devices.everywhere()  # here, as the mesh is not set in other threads
+        self._sharding = replicated_sharding()  # here, as the mesh is not set in other threads
         self._executor = ThreadPoolExecutor(max_workers=1)
+        self.validation = self._put(validation)
         self._loading: dict[tuple[int, int], Future[Examples]] = {}  # by epoch and shard
         if self.shards.is_single:
             images = read_images(training.images, 0, self.shards.images)
@@ -131,7 +132,7 @@ class DataLoader:
             images = [read_images(training.images, i, i + 1) for i in chosen]
             self.recalibration_images = self._put(np.concatenate(images))
 
-    def epoch(self, epoch: int, first_shard: int = 0) -> Iterator[Examples]:
+    def epoch(self, epoch: int) -> Iterator[Examples]:
         """The shards of an epoch. Each is loaded while the one before it is used.
 
         At most two are in memory if the caller drops each before it asks for the next.
@@ -139,9 +140,8 @@ class DataLoader:
         Args:
             epoch: its number, from 1 on. Epochs may come in any order, but only the next one is
                 loaded in advance.
-            first_shard: where to begin, if a part of the epoch is done already.
         """
-        for shard in range(first_shard, self.shards.count):
+        for shard in range(self.shards.count):
             yield self._take(epoch, shard)
 
     def _take(self, epoch: int, shard: int) -> Examples:
@@ -161,7 +161,7 @@ class DataLoader:
         return jax.block_until_ready(self._put(read_shard(self._training, slices)))
 
     def _put(self, tree: Any) -> Any:
-        return devices.put(tree, self._sharding)
+        return put(tree, self._sharding)
 
     def _shard_spec(self, array: np.ndarray) -> jax.ShapeDtypeStruct:
         shape = (self.shards.size, *array.shape[1:])

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from mnist_jax.config import InputError, unusable
 from mnist_jax.data import download, files
-from mnist_jax.data.download import DATA_VARIABLE, IDX_NAMES, IMPORTING, DataUnavailable
+from mnist_jax.data.download import DATA_VARIABLE, IDX_NAMES, IMPORT_LOCK, DataUnavailable
 from mnist_jax.data.files import NPZ_KEYS, Arrays
+from mnist_jax.errors import InputError, unusable
 
 MNIST_SHA256 = (
     "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -54,6 +54,9 @@ CLASS_NAMES: dict[str, tuple[str, ...]] = {
 }
 """What the labels 0, 1, ... of each dataset mean."""
 
+RECALIBRATION_IMAGES = 10_000
+"""About how many training images, evenly spaced, batch statistics are recomputed on."""
+
 FALLBACK = """
 {line}
 {error}
@@ -80,6 +83,12 @@ class Dataset(NamedTuple):
     test: Examples
     class_names: tuple[str, ...]
     sha256: tuple[str, ...]  # of training images and labels, test images and labels, as IDX files
+
+    @property
+    def spec(self) -> "DataSpec":
+        """What a network has to know about these data, if it is trained on all of them."""
+        images, labels = self.train
+        return DataSpec(images.shape[1:], len(self.class_names), len(labels))
 
 
 class DataSpec(NamedTuple):
@@ -158,7 +167,7 @@ def _embedded_digits() -> Arrays:
 
     Source: UCI, Optical Recognition of Handwritten Digits (Alpaydin & Kaynak 1998), its test set.
     """
-    with IMPORTING:
+    with IMPORT_LOCK:
         from sklearn.datasets import load_digits  # takes more than a second
 
     pixels, labels = load_digits(return_X_y=True)

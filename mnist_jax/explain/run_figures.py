@@ -9,16 +9,16 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from mnist_jax import data, population
-from mnist_jax.config import unusable
 from mnist_jax.data import Dataset, Examples
-from mnist_jax.data.shards import Feed
+from mnist_jax.data.loader import DataLoader
+from mnist_jax.errors import is_live, progress_bar, say, unusable
 from mnist_jax.explain import analysis, network_plots, training_plots
 from mnist_jax.explain.analysis import Network
-from mnist_jax.model import Layer, layers
+from mnist_jax.fit import train_epoch
+from mnist_jax.model import Layer, dense_layers
 from mnist_jax.preprocess import Images
-from mnist_jax.progress import bar, is_live, say
-from mnist_jax.runs.report import Run, dense_layers
-from mnist_jax.train import TrainState, steps_per_epoch
+from mnist_jax.runs.results import Run, first_layers
+from mnist_jax.train import TrainState
 
 UNIT_IMAGES = 10_000  # training images, of which those are shown that excite a unit most
 COST_IMAGES = 1000  # training images over which the cost is taken
@@ -39,31 +39,27 @@ def train_again(run: Run, training: Examples) -> Trajectory:
 
     A run repeats bit for bit on the same machine. It is reported where it does not.
     """
-    batch_size, feed = run.config.batch_size, Feed(run.config, training)
-    epochs = int(run.states.step[0]) // steps_per_epoch(feed.plan.used, batch_size)
+    setup, config = run.setup, run.config
+    networks = population.networks([config.seed], [config.hparams])
+    loader = DataLoader(config, training)
+    epochs = int(run.states.step[0]) // run.spec.steps_per_epoch(config.batch_size)
     frames = sorted({round(epoch) for epoch in np.linspace(0, epochs, FRAMES)})
-    keys = population.keys([run.config.seed])
-    states = population.init(run.recipe, keys)
 
-    def first_layers(states: TrainState) -> tuple[Layer, ...]:
-        settled = population.settle(run.recipe, states, feed.settling, keys)
-        state = jax.tree.map(lambda leaf: np.array(leaf[0]), settled)
-        return layers(state.weights, state.model_state)
+    def layers_of(states: TrainState) -> tuple[Layer, ...]:
+        images = loader.recalibration_images
+        states = population.recalibrate(setup, states, networks, images)
+        state = jax.tree.map(lambda leaf: np.array(leaf[0]), states)
+        return dense_layers(state.eval_params, state.model_state)
 
-    path = [first_layers(states)]
+    states = population.init(setup, networks)
+    path = [layers_of(states)]
     if not is_live():
         say(f"training again, {epochs} epochs, to draw the path of training")
-    with bar(total=epochs, desc="training again") as progress_bar:
-        for epoch in range(1, epochs + 1):
-            for shard in range(feed.plan.shards):
-                states, _ = population.train_epoch(
-                    *(run.recipe, states, feed.take(epoch, shard), keys, batch_size, 1)
-                )
-                jax.block_until_ready(states)  # so that one shard at a time is on the device
-            if epoch in frames:
-                path.append(first_layers(states))
-            progress_bar.update()
-    differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), path[-1], dense_layers(run))
+    for epoch in progress_bar(range(1, epochs + 1), desc="training again"):
+        states, _ = train_epoch(setup, states, networks, loader, epoch)
+        if epoch in frames:
+            path.append(layers_of(states))
+    differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), path[-1], first_layers(run))
     if largest := max(jax.tree.leaves(differences)):
         say(
             f"training again ends up to {largest:.1g} from the weights of {run.path}, because of "
@@ -82,10 +78,10 @@ def figures(run: Run, dataset: Dataset, image: int = 0) -> Iterator[tuple[str, F
     """
     config, test = run.config, dataset.test
     activation = getattr(jax.nn, config.activation)
-    network = Network(dense_layers(run), activation, run.recipe.preprocess, run.class_names)
+    network = Network(first_layers(run), activation, run.recipe.preprocess, run.class_names)
     if not 0 <= image < len(test.labels):
         raise unusable("--image", image, f"0 to {len(test.labels) - 1}")
-    training, _ = data.hold_out(dataset.train, config.validation_images)
+    training, _ = data.train_val_split(dataset.train, config.validation_images)
     images = np.asarray(training.images[:UNIT_IMAGES])
     hidden_layers = len(network.layers) - 1
     for layer in range(max(hidden_layers, 1)):

@@ -1,27 +1,25 @@
-"""Checkpoints: all that a run needs to go on, in a folder that is whole or absent.
+"""Checkpoints: everything it takes to resume a run, in a folder that is complete or absent.
 
-    RUN/checkpoints/N/arrays/*.npy   the state of all seeds after step N, as NumPy writes it
-    RUN/checkpoints/N/config.json    the run's own, as it was then
+    RUN/checkpoints/N/arrays/*.npy   the state of all seeds after step N
+    RUN/checkpoints/N/config.json    copies of the run's own files at that time
     RUN/checkpoints/N/metrics.jsonl
-    RUN/checkpoints/N/shards.jsonl   what came of an epoch so far, if step N is in the middle of one
-    RUN/checkpoints/N/SHA256SUMS     of all of these, as sha256sum(1) writes and checks them
+    RUN/checkpoints/N/SHA256SUMS     checksums of all of these; `sha256sum -c` checks them too
 
-A checkpoint is made under another name and renamed, the older ones are removed after that, and
-nothing but a hash function reads a file whose sum is not yet found right.
+A checkpoint is written under another name, then renamed, and only then are older ones removed.
+Files are parsed only after their checksums were verified.
 """
 
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from mnist_jax.config import InputError
+from mnist_jax.errors import InputError
 from mnist_jax.runs import rundir
 from mnist_jax.runs.rundir import DiskError, Json
 
@@ -29,32 +27,25 @@ PyTree = Any
 
 SUMS = "SHA256SUMS"
 
-ROOM = 2**18
-"""Bytes that a checkpoint takes at most beside its arrays, metrics of many epochs aside."""
+OVERHEAD_BYTES = 2**18
+"""More than a checkpoint takes beside its arrays, unless it has the metrics of many epochs."""
+
+FORMER_NAMES = {"average": "ema_params"}
+"""Fields of the state that earlier versions saved under another name, and today's names."""
 
 
-def save(
-    run: Path,
-    step: int,
-    state: PyTree,
-    config: Json,
-    records: list[Json],
-    keep: int = 1,
-    parts: Sequence[Json] = (),
-) -> None:
-    """Writes the checkpoint of `step`, then removes all but the newest `keep`.
-
-    `state` is a pytree of NumPy arrays; `parts` are the shards of the epoch under way.
+def save(run: Path, step: int, state: PyTree, config: Json, history: list[Json]) -> None:
+    """Writes the checkpoint of `step`; `state` is a pytree of NumPy arrays.
 
     Raises:
-        DiskError: the disk is full or not to be written to, and all is as it was before.
+        DiskError: the disk is full or cannot be written to. Everything is as it was before.
     """
     folder = run / "checkpoints"
     new = folder / f".{step}.tmp"
     arrays = _named(state)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _require_room(folder, sum(array.nbytes for array in arrays.values()) + ROOM)
+        _require_space(folder, sum(array.nbytes for array in arrays.values()) + OVERHEAD_BYTES)
         shutil.rmtree(new, ignore_errors=True)
         (new / "arrays").mkdir(parents=True)
         for name, array in arrays.items():
@@ -63,96 +54,103 @@ def save(
                 stream.flush()
                 os.fsync(stream.fileno())
         rundir.write_config(new, config)
-        rundir.write_metrics(new, records)
-        if parts:
-            rundir.write_shards(new, [*parts])
-        rundir.write_bytes(new / SUMS, _sums(new))
+        rundir.write_metrics(new, history)
+        rundir.write_bytes(new / SUMS, _checksums(new))
         new.rename(folder / str(step))
         _sync(folder)
     except (OSError, DiskError) as error:
         shutil.rmtree(new, ignore_errors=True)
-        known = isinstance(error, DiskError)
-        raise (error if known else rundir.cannot_write(folder, error)) from None
-    for old in all_of(run)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        is_disk_error = isinstance(error, DiskError)
+        raise (error if is_disk_error else rundir.cannot_write(folder, error)) from None
+
+
+def remove_old(run: Path, keep: int) -> None:
+    """Removes all checkpoints but the newest `keep`."""
+    for folder in all_of(run)[keep:]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def all_of(run: Path) -> list[Path]:
     """The folders of a run's checkpoints, newest first."""
-    found = [path for path in (run / "checkpoints").glob("*") if path.name.isdecimal()]
-    return sorted(filter(Path.is_dir, found), key=lambda path: int(path.name), reverse=True)
+    folders = (path for path in (run / "checkpoints").glob("*") if path.name.isdecimal())
+    return sorted(filter(Path.is_dir, folders), key=lambda path: int(path.name), reverse=True)
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether every file of a checkpoint is as it was written.
+def is_intact(folder: Path) -> bool:
+    """Whether every file of a checkpoint is as it was written, and it is of the end of an epoch.
 
     Raises:
-        InputError: the disk does not say.
+        InputError: the disk cannot be read.
     """
+    if (folder / "shards.jsonl").exists():  # of an earlier version, in the middle of an epoch
+        return False
     try:
-        return rundir.read_bytes(folder / SUMS) == _sums(folder)
+        return rundir.read_bytes(folder / SUMS) == _checksums(folder)
     except (InputError, FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror}); check the disk") from None
 
 
-def clear(run: Path, folder: Path | None) -> None:
+def set_aside_newer(run: Path, folder: Path | None) -> None:
     """Renames checkpoints newer than `folder`, or all, to N.damaged; removes half-written ones."""
     for path in all_of(run):
         if folder is None or int(path.name) > int(folder.name):
-            aside = path.with_suffix(".damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+            damaged = path.with_suffix(".damaged")
+            shutil.rmtree(damaged, ignore_errors=True)
+            path.rename(damaged)
     for path in (run / "checkpoints").glob(".*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def load(folder: Path, like: PyTree) -> PyTree:
-    """The state of a whole checkpoint, on the device, in the structure and shapes of `like`.
-
-    It takes no more memory than the files of `folder` take on the disk.
+    """The state in an intact checkpoint, on the device, in the structure and shapes of `like`.
 
     Raises:
-        InputError: it holds other arrays.
+        InputError: it holds other arrays than `like`.
     """
-    paths = {path.stem: path for path in (folder / "arrays").glob("*.npy")}
-    problem, found = "", {}
+    paths = {_todays_name(path.stem): path for path in (folder / "arrays").glob("*.npy")}
+    problem, arrays = "", {}
     for name, leaf in _named(like).items():
         try:
-            # What it takes on the disk is known before it is read.
+            # A map reads nothing yet: a huge shape in a forged file takes no memory.
             array = np.load(paths[name], mmap_mode="r", allow_pickle=False)
             if array.dtype.kind == "V":  # NumPy has no name for bfloat16
                 array = array.view(leaf.dtype)
             if (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
                 problem = "it holds arrays of other shapes than the config asks for"
-            found[name] = array
+            arrays[name] = array
         except KeyError:
             problem = f"it has no {name}"
         except (OSError, ValueError) as error:
             problem = rundir.one_line(error)
-    if problem or len(found) < len(paths):
+    if problem or len(arrays) < len(paths):
         problem = problem or "it holds more arrays than the config asks for"
-        raise InputError(f"{folder} cannot be used ({problem}); train the run anew")
-    leaves = [np.array(array) for array in found.values()]
+        raise InputError(f"{folder} cannot be used ({problem}); train the run again")
+    leaves = [np.array(array) for array in arrays.values()]
     return jax.device_put(jax.tree.unflatten(jax.tree.structure(like), leaves))
 
 
 def _named(tree: PyTree) -> dict[str, Any]:
-    """The leaves of `tree` by their way from its root, such as params.Dense_0.kernel."""
+    """The leaves of `tree` by their paths, such as params.Dense_0.kernel."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def _require_room(folder: Path, size: int) -> None:
-    """Raises OSError where a full disk or a quota leaves no room for `size` bytes."""
+def _todays_name(name: str) -> str:
+    field, dot, path = name.partition(".")
+    return FORMER_NAMES.get(field, field) + dot + path
+
+
+def _require_space(folder: Path, size: int) -> None:
+    """Raises OSError if a full disk or a quota leaves no space for `size` bytes."""
     if hasattr(os, "posix_fallocate"):  # everywhere but on macOS and Windows
         with tempfile.TemporaryFile(dir=folder) as stream:
             os.posix_fallocate(stream.fileno(), 0, size)
 
 
 def _sync(folder: Path) -> None:
-    """Has a name in `folder` reach the disk, before the older ones go."""
+    """Makes sure that a new name in `folder` has reached the disk."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -161,8 +159,8 @@ def _sync(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _sums(folder: Path) -> bytes:
-    """The SHA-256 of every file in `folder` but hidden ones, which are not ours, a line each."""
+def _checksums(folder: Path) -> bytes:
+    """A line with the SHA-256 of each file in `folder`, except hidden ones, which are not ours."""
     lines = []
     for file in sorted(folder.rglob("[!.]*")):
         if file.is_file() and file != folder / SUMS:

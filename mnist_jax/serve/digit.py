@@ -10,7 +10,7 @@ import scipy.ndimage
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
-from mnist_jax.config import InputError
+from mnist_jax.errors import InputError
 
 ndimage: Any = scipy.ndimage  # SciPy has no annotations, and the types inferred for it are wrong
 

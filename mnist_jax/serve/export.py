@@ -14,10 +14,11 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from mnist_jax.config import Activation, InputError
+from mnist_jax.config import Activation
+from mnist_jax.errors import InputError
 from mnist_jax.model import Layer
 from mnist_jax.preprocess import Images
-from mnist_jax.runs.report import Run, dense_layers, first_seed
+from mnist_jax.runs.results import Run, first_layers, first_network
 from mnist_jax.train import Logits
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -46,13 +47,13 @@ def to_stablehlo(run: Run) -> bytes:
     Raises:
         InputError: the network diverged or is too large.
     """
-    _require_size(run, dense_layers(run), "StableHLO")
-    state = jax.device_get(first_seed(run))  # or the file would name the device it is on
+    _require_size(run, first_layers(run), "StableHLO")
+    state = jax.device_get(first_network(run))  # or the file would name the device it is on
 
     @jax.jit
     def logits(images: Images) -> Logits:
         inputs = run.recipe.preprocess(images)
-        return run.recipe.model.apply(state.weights, state.model_state, inputs, None)[0]
+        return run.recipe.model.apply(state.eval_params, state.model_state, inputs, None)[0]
 
     height, width = run.image_shape
     shape = jax.export.symbolic_shape(f"n, {height}, {width}")
@@ -74,7 +75,7 @@ def to_onnx(run: Run) -> bytes:
     _require_package("onnx")
     from onnx import TensorProto, helper, numpy_helper
 
-    layers = dense_layers(run)
+    layers = first_layers(run)
     _require_size(run, layers, "ONNX")
     make_node = helper.make_node
     nodes = [
@@ -120,7 +121,7 @@ def to_safetensors(run: Run) -> bytes:
     _require_package("safetensors")
     from safetensors.numpy import save
 
-    return save(_arrays(dense_layers(run)), _metadata(run))
+    return save(_arrays(first_layers(run)), _metadata(run))
 
 
 FORMATS: dict[str, tuple[Callable[[Run], bytes], str]] = {

@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Num, UInt8
 
-from mnist_jax.config import InputError
 from mnist_jax.data import Dataset, Examples
+from mnist_jax.errors import InputError
 from mnist_jax.preprocess import AnyArray
-from mnist_jax.runs import report
-from mnist_jax.runs.report import Run
+from mnist_jax.runs.results import (
+    Run,
+    first_layers,
+    probabilities,
+)
 
 MAX_INT24 = 2**23 - 1  # three bytes are four characters in base64
 MAX_WEIGHTS = 50_000_000  # with biases; browsers limit the size of a page
@@ -45,11 +48,11 @@ def html(run: Run, dataset: Dataset) -> Page:
     Raises:
         InputError: the network diverged, or is too large for a page.
     """
-    layers = report.dense_layers(run)
+    layers = first_layers(run)
     size = sum(array.size for layer in layers for array in layer)
     if size > MAX_WEIGHTS:
         raise InputError(f"{run.path} has {size:,} weights; a page takes at most {MAX_WEIGHTS:,}")
-    predictions = report.probabilities(run, dataset.test.images).argmax(axis=1)
+    predictions = probabilities(run, dataset.test.images).argmax(axis=1)
     data = {
         "dataset": dataset.name,
         "train_images": len(dataset.train.labels) - run.config.validation_images,

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from mnist_jax.config import InputError
+from mnist_jax.errors import InputError
 
 # Pillow decodes these itself. For some other formats, such as EPS, it runs another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")

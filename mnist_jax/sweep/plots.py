@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogFormatter
 
 from mnist_jax.plots import TRAINING, VALIDATION, Picture
-from mnist_jax.sweep.search import in_a_word
+from mnist_jax.sweep.space import to_text
 
 ERROR = "validation_error_percent_mean"
 
@@ -39,8 +39,8 @@ def heat_map(table: Sequence[Row], across: str, down: str, title: str = "") -> F
     place = columns.index(_key(best[across])), rows.index(_key(best[down]))
     corner = place[0] - 0.5, place[1] - 0.5
     axes.add_patch(_frame(corner))
-    axes.set_xticks(range(len(columns)), [str(in_a_word(value)) for value in columns])
-    axes.set_yticks(range(len(rows)), [str(in_a_word(value)) for value in rows])
+    axes.set_xticks(range(len(columns)), [str(to_text(value)) for value in columns])
+    axes.set_yticks(range(len(rows)), [str(to_text(value)) for value in rows])
     axes.set(xlabel=_words(across), ylabel=_words(down))
     figure.suptitle(title)
     return figure
@@ -94,7 +94,7 @@ def _places(axes: Axes, table: Sequence[Row], name: str) -> np.ndarray:
     values = [_key(row[name]) for row in table]
     names = _values(table, name)
     if len(names) <= 12:
-        axes.set_xticks(range(len(names)), [str(in_a_word(value)) for value in names])
+        axes.set_xticks(range(len(names)), [str(to_text(value)) for value in names])
         axes.set_xlim(-0.5, len(names) - 0.5)
         return np.array([names.index(value) for value in values], float)
     if 0 < 100 * names[0] < names[-1]:

@@ -1,9 +1,9 @@
-"""Many configurations, compared on held-out training images; the test images are not looked at.
+"""A sweep: many configurations, compared on held-out training images. No test image is used.
 
-SWEEP/sweep.json       what decides it: config, what is tried, data, versions, device
-SWEEP/trials.jsonl     a line for each configuration as it is trained
-SWEEP/table.csv, .json a line a configuration, the best one first
-SWEEP/summary.json     the best one, and the command that trains it
+SWEEP/sweep.json        config, configurations, data, versions and device
+SWEEP/trials.jsonl      one line per result, as trials finish
+SWEEP/table.csv, .json  one row per configuration, the best first
+SWEEP/summary.json      the best configuration, and the command that trains it
 SWEEP/figures/*.png
 """
 
@@ -14,127 +14,117 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from mnist_jax import data
-from mnist_jax.config import Config, InputError, Interrupted, Shape, to_flags, to_json
+from mnist_jax.config import Config, to_flags, to_json, validate
 from mnist_jax.data import Dataset
-from mnist_jax.fit import as_used, describe, name_of, new_folder
-from mnist_jax.parallel import processes
-from mnist_jax.progress import counting, say
+from mnist_jax.errors import InputError, Interrupted, is_live, progress_bar, say
+from mnist_jax.fit import resolve
+from mnist_jax.parallel import multihost
+from mnist_jax.parallel.mesh import MeshShape
 from mnist_jax.runs import rundir
-from mnist_jax.runs.environment import device_name, environment, versions
-from mnist_jax.runs.interrupts import Received, listening
-from mnist_jax.runs.report import memory_errors
-from mnist_jax.runs.resume import changes
+from mnist_jax.runs.checkpointer import changes
+from mnist_jax.runs.metadata import (
+    data_metadata,
+    device_name,
+    environment,
+    recipe_name,
+    versions,
+)
+from mnist_jax.runs.results import memory_errors
 from mnist_jax.runs.rundir import Json
-from mnist_jax.sweep.search import Axis, Range, configurations, in_a_word, rungs
+from mnist_jax.runs.signals import Shutdown, graceful_shutdown
+from mnist_jax.sweep.space import Range, Values, configurations, halving_rungs, to_text
 from mnist_jax.sweep.trials import Row, Trainer, Trial
 from mnist_jax.train import MakeRecipe, default_recipe
 
 
 def sweep(
     config: Config,
-    axes: Mapping[str, Axis],
+    space: Mapping[str, Values],
+    *,
     samples: int = 0,
     halving: bool = False,
     out: Path | None = None,
     make_recipe: MakeRecipe = default_recipe,
-    started: float | None = None,
     dataset: Dataset | None = None,
     resume: bool = False,
-    mesh: Shape | None = None,
+    mesh: MeshShape | None = None,
+    started: float | None = None,
 ) -> Path:
-    """Trains `config` with the values of `axes`, and finds which does best on held-out images.
+    """Trains `config` with the values in `space`, and finds which does best on held-out images.
 
-    Networks that differ in seeds and `VARIABLE` fields alone are one program, as many of them at
-    once as memory holds. Each is the network that `fit` trains of its config.
+    Networks that differ only in seeds and hyperparameters are one program, and as many train at
+    once as memory holds. Each is the network that `fit` trains from its config.
 
     Args:
-        config: what they have in common; without validation images of its own, as many of the last
-            training images are held out as there are test images, or a fifth where that is fewer.
-        axes: the values or the range of each field that is tried.
+        config: what the configurations have in common. By default as many of the last training
+            images are held out as there are test images, or a fifth if that is fewer.
+        space: the values or the range of each field to try.
         samples: how many configurations to draw; 0 tries all combinations.
-        halving: only the better half goes on after a part of the epochs, and so forth (see
-            `search.rungs`).
+        halving: successive halving, see `space.halving_rungs`.
         out: the folder; by default a new one under runs/.
-        make_recipe: gives the ingredients, with arrays for the numbers that vary.
-        started: `time.perf_counter()` when the process started.
-        dataset: what `data.load` gives for `config`, where it is loaded already.
-        resume: go on with the sweep in `out`, or start it there.
-        mesh: among how many devices networks and batches are divided (see `devices.mesh_shape`).
+        make_recipe: makes the ingredients of training.
+        dataset: what `data.load` returns for `config`, if it is loaded already.
+        resume: continue the sweep in `out`, or start it.
+        mesh: how many devices to shard the networks and each batch over; by default all.
+        started: `time.perf_counter()` at the start of the process, for the record.
 
     Returns: the folder.
 
     Raises:
         InputError: the data, a config or the folder cannot be used.
-        Interrupted: Ctrl-C or SIGTERM came; what is trained is kept.
+        Interrupted: Ctrl-C or SIGTERM came. The finished trials are saved.
     """
     started = time.perf_counter() if started is None else started
-    if halving and "epochs" in axes:
+    if halving and "epochs" in space:
         raise InputError("--halving compares after the same epochs: give --epochs one value")
     if resume and not out:
-        raise InputError("--resume needs --out SWEEP, the folder of the sweep to go on with")
-    if out and processes.leads():
+        raise InputError("--resume needs --out SWEEP, the folder of the sweep to resume")
+    if out and multihost.is_primary():
         _require_free(out, resume)
-    tried = configurations(config, axes, samples)
+    changes_by_trial = configurations(config, space, samples)
     dataset = dataset or data.load(config.dataset, config.data_dir)
-    config = as_used(config, dataset)
+    config = resolve(validate(config), dataset)
     default = min(len(dataset.test.labels), len(dataset.train.labels) // 5)
-    training, validation = data.hold_out(dataset.train, config.validation_images or default)
+    validation_images = config.validation_images or default
+    training, validation = data.train_val_split(dataset.train, validation_images)
     trials = [
-        Trial(number, changes, as_used(dataclasses.replace(config, **changes), dataset))
-        for number, changes in enumerate(tried)
+        Trial(number, fields, resolve(dataclasses.replace(config, **fields), dataset))
+        for number, fields in enumerate(changes_by_trial)
     ]
-    classes = len(dataset.class_names)
-    trainer = Trainer(trials, make_recipe, classes, training, validation, mesh)
-    info = describe(dataset, training, validation)
-    about = {
-        **{"config": to_json(config), "tried": tried, "halving": halving},
-        **{"recipe": name_of(make_recipe), "data": info, "environment": environment()},
+    trainer = Trainer(trials, make_recipe, len(dataset.class_names), training, validation, mesh)
+    metadata = {
+        "config": to_json(config),
+        "tried": changes_by_trial,
+        "halving": halving,
+        "recipe": recipe_name(make_recipe),
+        "data": data_metadata(dataset, validation_images),
+        "environment": environment(),
     }
-    same = {name: about["environment"][name] for name in (*versions(), "code")}
-    same |= {"tried": tried, "data": info, "mesh": mesh}
-    processes.require_alike({**_deciding(about), **same})
-    out = Path(processes.of_leader(lambda: str(out or new_folder(config, "sweep-"))))
-    with rundir.claimed(out) if processes.leads() else nullcontext():
-        rows = processes.of_leader(lambda: _begin(out, json.loads(json.dumps(about)), resume))
+    _require_same(metadata, mesh)
+    out = Path(multihost.broadcast_from_primary(lambda: str(out or _new_path(config))))
+    with rundir.claim(out) if multihost.is_primary() else nullcontext():
+        rows = multihost.broadcast_from_primary(lambda: _begin(out, metadata, resume))
         if rows is None:
-            print(f"{out} is finished already", flush=True)
+            print(f"{out} is already finished", flush=True)
             return out
-        known = {(row["trial"], row["epochs"]): row for row in rows}
-        longest = max(trial.config.epochs for trial in trials)
-        ladder = rungs(len(trials), longest) if halving else [(longest, 0)]
-        seeds = f" of {config.seeds} seeds" if config.seeds > 1 else ""
-        programs = len(trainer.programs)
-        with memory_errors(config), listening(patient=True) as received:
-            print(
-                f"{dataset.name}: {len(trials):,} configurations{seeds} in {programs} "
-                f"program{'s' * (programs > 1)}; {len(training.labels):,} images to train on, "
-                f"{len(validation.labels):,} to choose with; on {device_name()}",
-                flush=True,
-            )
-            table = _climb(trials, ladder, trainer, known, out, received)
-        if not processes.leads():
-            return out
-        best = dataclasses.replace(config, **tried[table[0]["trial"]])
-        _write_table(out, table)
-        _draw(out, table, axes, dataset.name)
-        summary = {
-            **{"dataset": dataset.name, "configurations": len(trials), "seeds": config.seeds},
-            **{name: info[name] for name in ("train_images", "validation_images")},
-            **{"best": table[0], "config": to_json(best)},
-            "command": shlex.join(["mnist-jax", "train", *to_flags(best)]),
-            **{"device": device_name(), "versions": versions()},
-            "seconds": {**trainer.seconds, "total": time.perf_counter() - started},
-        }
-        rundir.write_summary(out, summary)
+        with memory_errors(config), graceful_shutdown() as shutdown:
+            _print_start(metadata, len(trainer.setups))
+            table = _train_rungs(trials, trainer, rows, out, halving, shutdown)
+        if multihost.is_primary():
+            _write_table(out, table)
+            _save_figures(out, table, space, dataset.name)
+            summary = _summarize(config, metadata, table)
+            summary["seconds"] = {**trainer.seconds, "total": time.perf_counter() - started}
+            rundir.write_summary(out, summary)
     return out
 
 
-def in_words(summary: Json) -> str:
+def summary_line(summary: Json) -> str:
     """The best configuration of a sweep's summary, and the command that trains it."""
     best = summary["best"]
     error = f"{best['validation_error_percent_mean']:.2f}"
@@ -147,93 +137,131 @@ def in_words(summary: Json) -> str:
     )
 
 
-def _climb(
+def _train_rungs(
     trials: Sequence[Trial],
-    ladder: Sequence[tuple[int, int]],
     trainer: Trainer,
-    known: dict[tuple[int, int], Row],
+    rows: Sequence[Row],
     out: Path,
-    received: Received,
+    halving: bool,
+    shutdown: Shutdown,
 ) -> list[Row]:
-    """The last row of each trial, the best first: those that came farthest, by their errors then.
+    """The last row of each trial, the best first: those of later rungs, then by their errors.
 
-    `known` has the rows of an earlier start, by trial and epochs.
+    `rows` are the results of an earlier start, which are not computed again.
     """
-    work, count, before = 0, len(trials), 0
-    for epochs, left in ladder:
-        work += sum(
-            t.config.seeds * (min(epochs, t.config.epochs) - before) for t in trials[:count]
-        )
-        count, before = left, epochs
+    longest = max(trial.config.epochs for trial in trials)
+    rungs = halving_rungs(len(trials), longest) if halving else [(longest, 0)]
+    known = {(row["trial"], row["epochs"]): row for row in rows}
+    configurations = len(trials)
     table: list[Row] = []
-    before = 0
-    with counting(work, "network-epochs") as add:
+    epochs_before = 0
+    with _progress(_work(trials, rungs)) as advance:
 
-        def tell(networks: int, words: str) -> None:
-            add(networks, words)
-            if signal := max(processes.of_all(received.number or 0))[0]:
-                stopped = f"stopped with {len(known):,} results of {len(trials):,} configurations"
-                raise Interrupted(signal, out, stopped)
+        def report(networks: int, words: str) -> None:
+            advance(networks, words)
+            (number,) = multihost.max_over_processes(shutdown.signal_number)
+            if number:
+                done = f"{len(known):,} results of {configurations:,} configurations"
+                raise Interrupted(number, out, f"stopped with {done}")
 
-        for epochs, left in ladder:
+        for epochs, survivors in rungs:
             until = {trial.number: min(epochs, trial.config.epochs) for trial in trials}
-            todo = [trial for trial in trials if (trial.number, until[trial.number]) not in known]
+            remaining = []
             for trial in trials:
                 if (trial.number, until[trial.number]) in known:
-                    tell(trial.config.seeds * (until[trial.number] - before), "as it was")
-            for part, rows in trainer.train(todo, before, epochs, left > 0, tell):
-                lines = "".join(json.dumps(row) + "\n" for row in rows)
-                if processes.leads():
+                    report(trial.config.seeds * (until[trial.number] - epochs_before), "as before")
+                else:
+                    remaining.append(trial)
+            for batch, results in trainer.train(
+                remaining, epochs_before, epochs, survivors > 0, report
+            ):
+                if multihost.is_primary():
+                    lines = "".join(json.dumps(row) + "\n" for row in results)
                     rundir.append_bytes(out / "trials.jsonl", lines.encode())
-                for trial, row in zip(part, rows, strict=True):
+                for trial, row in zip(batch, results, strict=True):
                     known[trial.number, until[trial.number]] = row
             ranked = sorted((known[number, until[number]] for number in until), key=_rank)
-            better = {row["trial"] for row in ranked[:left]}
-            table, before = [*ranked[left:], *table], epochs
+            better = {row["trial"] for row in ranked[:survivors]}
+            table, epochs_before = [*ranked[survivors:], *table], epochs
             trainer.forget([trial for trial in trials if trial.number not in better])
             trials = [trial for trial in trials if trial.number in better]
     return table
 
 
+def _work(trials: Sequence[Trial], rungs: Sequence[tuple[int, int]]) -> int:
+    """The epochs of all networks."""
+    work, epochs_before = 0, 0
+    for epochs, survivors in rungs:
+        for trial in trials:
+            work += trial.config.seeds * (min(epochs, trial.config.epochs) - epochs_before)
+        trials, epochs_before = trials[:survivors], epochs
+    return work
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int, str], None]]:
+    """Yields a function that adds to a count of network-epochs and shows it on standard error.
+
+    That is a bar in a terminal or notebook, and elsewhere a line at every tenth of `total`.
+    """
+    done = 0
+    layout = "{desc} {bar:8} {n}/{total} network-epochs, {elapsed} elapsed, {remaining} left"
+    with progress_bar(total=total, bar_format=layout) as bar:
+
+        def advance(count: int, words: str) -> None:
+            nonlocal done
+            before, done = done, done + count
+            if is_live():
+                bar.set_description_str(words, refresh=False)
+                bar.update(count)
+            elif 10 * before // total < 10 * done // total:
+                say(f"{done:,} of {total:,} network-epochs, {words}")
+
+        yield advance
+
+
 def _rank(row: Row) -> tuple[float, float, int]:
-    """Fewer errors first, then a lower loss; what diverged has no loss."""
+    """Fewer errors first, then a lower loss, which a network that diverged does not have."""
     loss = row["validation_loss"]
     finite = math.inf if loss is None or math.isnan(loss) else loss
     return row["validation_error_percent_mean"], finite, row["trial"]
 
 
 def _require_free(out: Path, resume: bool) -> None:
-    """Raises InputError unless a new sweep can go to `out`, or, to `resume`, one is there."""
+    """Raises InputError unless `out` is free, or is a sweep and `resume` is true."""
     if rundir.is_free(out):
         return
     if not (out / "sweep.json").exists():
-        raise InputError(f"{out} exists already and is no sweep; choose another --out")
+        raise InputError(f"{out} already exists and is not a sweep; choose another --out")
     if not resume:
-        raise InputError(f"{out} exists already; choose another --out, or add --resume to go on")
+        raise InputError(f"{out} already exists; choose another --out, or add --resume")
 
 
-def _begin(out: Path, about: Json, resume: bool) -> list[Row] | None:
-    """Makes `out` the folder of the sweep `about`, and gives its rows; None once it is finished."""
+def _begin(out: Path, metadata: Json, resume: bool) -> list[Row] | None:
+    """Makes `out` the folder of the sweep, and returns its rows so far; None if it is finished."""
     _require_free(out, resume)  # another process may have been here
     if rundir.is_free(out):
-        rundir.write_json(out / "sweep.json", about)
+        rundir.write_json(out / "sweep.json", metadata)
         return []
-    kept = rundir.read_json(out / "sweep.json")
-    if kept.get("tried") != about["tried"]:
-        differing = ["other configurations are tried"]
-    elif not (differing := changes(_deciding(kept), _deciding(about))):
-        differing = ["the images or labels are others"] * (kept["data"] != about["data"])
-    if differing:
+    metadata = json.loads(json.dumps(metadata))
+    saved = rundir.read_json(out / "sweep.json")
+    if saved.get("tried") != metadata["tried"]:
+        differences = ["the configurations differ"]
+    else:
+        differences = changes(_identity(saved), _identity(metadata))
+        if not differences and saved["data"] != metadata["data"]:
+            differences = ["the images or labels differ"]
+    if differences:
         raise InputError(
-            f"{out} is another sweep: {'; '.join(differing)}. Repeat the options of that sweep, or "
-            "choose another --out"
+            f"{out} is another sweep: {'; '.join(differences)}. Repeat the options of that sweep, "
+            "or choose another --out"
         )
-    if differing := changes(kept["environment"], about["environment"]):
-        say(f"{'; '.join(differing)}: the last digits may differ from an uninterrupted sweep's")
+    if differences := changes(saved["environment"], metadata["environment"]):
+        say(f"{'; '.join(differences)}: the last digits may differ from an uninterrupted sweep's")
     rows = {}
     file = out / "trials.jsonl"
     for line in rundir.read_bytes(file).decode().splitlines() if file.exists() else []:
-        with suppress(ValueError, KeyError, TypeError):  # half a line, or no row
+        with suppress(ValueError, KeyError, TypeError):  # an incomplete line, or not a row
             row = json.loads(line)
             rows[row["trial"], row["epochs"]] = row
     rundir.write_bytes(file, "".join(json.dumps(row) + "\n" for row in rows.values()).encode())
@@ -243,10 +271,50 @@ def _begin(out: Path, about: Json, resume: bool) -> list[Row] | None:
     return list(rows.values())
 
 
-def _deciding(about: Json) -> Json:
-    """What makes a sweep another sweep."""
-    config = {name: value for name, value in about["config"].items() if name != "data_dir"}
-    return {**config, "halving": about["halving"], "recipe": about["recipe"]}
+def _identity(metadata: Json) -> Json:
+    """What makes a sweep another sweep, apart from its data, which may have moved."""
+    config = {**to_json(Config()), **metadata["config"]}
+    del config["data_dir"]
+    return {**config, "halving": metadata["halving"], "recipe": metadata["recipe"]}
+
+
+def _require_same(metadata: Json, mesh: MeshShape | None) -> None:
+    """Raises InputError unless all processes run the same sweep."""
+    code = {name: metadata["environment"][name] for name in (*versions(), "code")}
+    fields = {name: metadata[name] for name in ("tried", "data")}
+    multihost.require_same({**_identity(metadata), **code, **fields, "mesh": mesh})
+
+
+def _new_path(config: Config) -> Path:
+    return rundir.new_path(config, "sweep-")
+
+
+def _print_start(metadata: Json, programs: int) -> None:
+    config, sizes = metadata["config"], metadata["data"]
+    seeds = f" of {config['seeds']} seeds" if config["seeds"] > 1 else ""
+    print(
+        f"{config['dataset']}: {len(metadata['tried']):,} configurations{seeds} in {programs} "
+        f"program{'s' if programs > 1 else ''}; {sizes['train_images']:,} images to train on, "
+        f"{sizes['validation_images']:,} to choose with; on {device_name()}",
+        flush=True,
+    )
+
+
+def _summarize(config: Config, metadata: Json, table: Sequence[Row]) -> Json:
+    """The content of summary.json, except the seconds."""
+    best = dataclasses.replace(config, **metadata["tried"][table[0]["trial"]])
+    return {
+        "dataset": config.dataset,
+        "configurations": len(metadata["tried"]),
+        "seeds": config.seeds,
+        "train_images": metadata["data"]["train_images"],
+        "validation_images": metadata["data"]["validation_images"],
+        "best": table[0],
+        "config": to_json(best),
+        "command": shlex.join(["mnist-jax", "train", *to_flags(best)]),
+        "device": device_name(),
+        "versions": versions(),
+    }
 
 
 def _write_table(out: Path, table: Sequence[Row]) -> None:
@@ -255,19 +323,21 @@ def _write_table(out: Path, table: Sequence[Row]) -> None:
     writer = csv.DictWriter(stream, table[0])
     writer.writeheader()
     for row in table:
-        writer.writerow({name: in_a_word(value) for name, value in row.items()})
+        writer.writerow({name: to_text(value) for name, value in row.items()})
     rundir.write_bytes(out / "table.csv", stream.getvalue().encode())
 
 
-def _draw(out: Path, table: Sequence[Row], axes: Mapping[str, Axis], dataset: str) -> None:
-    """Saves the heat map of two lists of values, else what each field is worth by itself."""
-    from mnist_jax.sweep import plots as sweep_plots
+def _save_figures(
+    out: Path, table: Sequence[Row], space: Mapping[str, Values], dataset: str
+) -> None:
+    """Saves what each field is worth by itself, and a heat map if two fields make a grid."""
+    from mnist_jax.sweep import plots  # matplotlib takes half a second to import
 
-    tried = [name for name, axis in axes.items() if isinstance(axis, Range) or len(axis) > 1]
+    fields = [
+        name for name, values in space.items() if isinstance(values, Range) or len(values) > 1
+    ]
     title = f"{dataset}: validation error (%) of {len(table):,} configurations"
-    figures = {"marginals": sweep_plots.marginals(table, tried, title)}
-    grid = math.prod(len(axes[name]) for name in tried) == len(table)
-    if len(tried) == 2 and grid:
-        figures["heat_map"] = sweep_plots.heat_map(table, tried[0], tried[1], title)
-    for name, figure in figures.items():
-        rundir.save_figure(out, name, figure)
+    rundir.save_figure(out, "marginals", plots.marginals(table, fields, title))
+    is_grid = math.prod(len(space[name]) for name in fields) == len(table)
+    if len(fields) == 2 and is_grid:
+        rundir.save_figure(out, "heat_map", plots.heat_map(table, fields[0], fields[1], title))

@@ -1,10 +1,10 @@
 """The trials of a sweep, trained as few programs, as many at once as memory holds."""
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,17 +12,26 @@ import numpy as np
 import psutil
 
 from mnist_jax import population
-from mnist_jax.config import VARIABLE, Config, Shape
-from mnist_jax.data import Examples, shards
-from mnist_jax.data.shards import Feed
-from mnist_jax.model import PyTree
-from mnist_jax.parallel import devices, processes
-from mnist_jax.progress import say
-from mnist_jax.sweep.search import program
-from mnist_jax.train import MakeRecipe, Recipe, TrainState, steps_per_epoch, varied
+from mnist_jax.config import Config, Hparams
+from mnist_jax.data import DataSpec, Examples
+from mnist_jax.data.loader import DataLoader, plan_shards
+from mnist_jax.errors import say
+from mnist_jax.fit import train_epoch
+from mnist_jax.parallel.mesh import (
+    MeshShape,
+    free_bytes,
+    gather_to_host,
+    mesh_shape,
+    shard,
+    use_mesh,
+)
+from mnist_jax.parallel.multihost import all_gather
+from mnist_jax.population import Networks, Setup
+from mnist_jax.sweep.space import program_key
+from mnist_jax.train import MakeRecipe, TrainState
 
 Row = dict[str, Any]
-"""How a trial came out, as its line of the table has it."""
+"""The result of a trial, as a row of the table."""
 
 
 class Trial(NamedTuple):
@@ -33,17 +42,25 @@ class Trial(NamedTuple):
     config: Config
 
 
-class Networks(NamedTuple):
-    """What some trials of one program train with; repeated ones fill the devices up."""
+class Batch(NamedTuple):
+    """Trials that are trained at once, on a mesh that their copies may fill up."""
 
-    recipe: Recipe
-    seeds: list[int]
-    numbers: PyTree  # by name, where they differ
-    mesh: Shape
+    setup: Setup
+    trials: list[Trial]
+    mesh: MeshShape
+
+    @property
+    def networks(self) -> Networks:
+        """Every seed of every trial, then copies of the first until the mesh is full."""
+        members = [(trial.config, seed) for trial in self.trials for seed in trial.config.all_seeds]
+        members += itertools.islice(itertools.cycle(members), -len(members) % self.mesh[0])
+        return population.networks(
+            [seed for _, seed in members], [config.hparams for config, _ in members]
+        )
 
 
 class Trainer:
-    """Trains trials, and keeps their states on the host between the rungs of a ladder."""
+    """Trains trials, and keeps their states on the host between the rungs of successive halving."""
 
     def __init__(
         self,
@@ -52,181 +69,194 @@ class Trainer:
         classes: int,
         training: Examples,
         validation: Examples,
-        mesh: Shape | None,
+        mesh: MeshShape | None,
     ) -> None:
         self.training, self.validation, self.mesh = training, validation, mesh
         self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
-        self.programs: dict[Hashable, tuple[Recipe, tuple[str, ...]]] = {}
-        self._states: dict[int, tuple[int, TrainState]] = {}  # by trial, and after how many epochs
-        height, width = training.images.shape[1:]
-        for key, alike in _by(_program, trials):
-            config = alike[0].config
-            devices.mesh_shape(len(alike) * config.seeds, config.batch_size, mesh, filled=True)
-            configs = [trial.config for trial in alike]
-            values = {name: {getattr(config, name) for config in configs} for name in VARIABLE}
-            varying = tuple(name for name in VARIABLE if len(values[name]) > 1)
-            make = partial(varied, make_recipe) if varying else make_recipe
-            used = shards.plan(configs[0], len(training.labels)).used
-            sizes = height * width, classes, used
-            for config in configs:
-                make_recipe(config, *sizes)  # refuses what does not fit the data
-            self.programs[key] = make(configs[0], *sizes), varying
+        self.setups: dict[Hashable, Setup] = {}
+        self._states: dict[int, tuple[int, TrainState]] = {}  # by trial: epochs so far, states
+        for key, group in _group_by(_key, trials):
+            config = group[0].config
+            mesh_shape(len(group) * config.seeds, config.batch_size, mesh, padded=True)
+            images_used = plan_shards(config, len(training.labels)).images_used
+            spec = DataSpec(training.images.shape[1:], classes, images_used)
+            for trial in group:  # raises if a config does not fit the data
+                make_recipe(trial.config, trial.config.hparams, spec)
+            self.setups[key] = Setup(_representative(group), spec, make_recipe)
 
     def train(
         self,
         trials: Sequence[Trial],
-        before: int,
+        epochs_before: int,
         epochs: int,
         keep: bool,
-        tell: Callable[[int, str], None],
+        report: Callable[[int, str], None],
     ) -> Iterator[tuple[list[Trial], list[Row]]]:
-        """Trains `trials`, part by part, and gives how each part came out.
+        """Trains `trials` batch by batch, and yields each batch with its results.
 
-        They were trained for `before` epochs, and now are up to `epochs`, or to their end. `tell`
-        is told how many networks have done a new epoch, and how it went. States are kept for the
-        next call if `keep` and where the host has memory for them; those that are not there are
-        trained from the start, to the same bits.
+        Args:
+            trials: what to train.
+            epochs_before: after how many epochs the trials were reported last.
+            epochs: after how many epochs to stop, if their configs do not stop earlier.
+            keep: keep the states for the next call, if the host has memory for them. Trials without
+                a state are trained from the start, to the same bits.
+            report: called with how many networks have finished a new epoch, and how it went.
         """
-        groups = _by(lambda trial: (_program(trial), self._so_far(trial)), trials)
-        for (key, so_far), alike in groups:
-            until = min(epochs, alike[0].config.epochs)
-            count = len(alike)
-            while alike:
-                count = self._at_once(key, alike[:count])
-                part, alike = alike[:count], alike[count:]
-                networks = self._networks(key, part)
-                yield part, self._train(networks, part, so_far, before, until, keep, tell)
+        groups = _group_by(lambda trial: (_key(trial), self._epochs_done(trial)), trials)
+        for (key, epochs_done), remaining in groups:
+            until = min(epochs, remaining[0].config.epochs)
+            count = len(remaining)
+            while remaining:
+                batch = self._fitting_batch(key, remaining[:count])
+                count = len(batch.trials)
+                remaining = remaining[count:]
+                rows = self._train_batch(batch, (epochs_done, epochs_before, until), keep, report)
+                yield batch.trials, rows
 
     def forget(self, trials: Iterable[Trial]) -> None:
-        """Drops what is kept of `trials`."""
+        """Drops the states of `trials`."""
         for trial in trials:
             self._states.pop(trial.number, None)
 
-    def _so_far(self, trial: Trial) -> int:
+    def _epochs_done(self, trial: Trial) -> int:
         return self._states[trial.number][0] if trial.number in self._states else 0
 
-    def _networks(self, key: Hashable, part: Sequence[Trial]) -> Networks:
-        recipe, varying = self.programs[key]
-        each = [(trial.config, seed) for trial in part for seed in trial.config.all_seeds]
-        mesh = devices.mesh_shape(len(each), part[0].config.batch_size, self.mesh, filled=True)
-        each += itertools.islice(itertools.cycle(each), -len(each) % mesh[0])
-        numbers = {
-            name: np.array([getattr(config, name) for config, _ in each], np.float32)
-            for name in varying
-        }
-        return Networks(recipe, [seed for _, seed in each], numbers or (), mesh)
+    def _batch(self, key: Hashable, trials: list[Trial]) -> Batch:
+        config = trials[0].config
+        networks = len(trials) * config.seeds
+        shape = mesh_shape(networks, config.batch_size, self.mesh, padded=True)
+        return Batch(self.setups[key], trials, shape)
 
-    def _at_once(self, key: Hashable, trials: Sequence[Trial]) -> int:
-        """How many of `trials` memory holds together; their program is compiled then."""
-        count = len(trials)
+    def _fitting_batch(self, key: Hashable, trials: list[Trial]) -> Batch:
+        """As many of `trials` as memory holds at once, with their programs compiled."""
         while True:
-            recipe, seeds, numbers, mesh = self._networks(key, trials[:count])
-            config = trials[0].config
-            with self._timed("compile"), devices.mesh(mesh):
-                *_, needed = population.compile_ahead(
-                    *(recipe, population.keys(seeds)),
-                    *(Feed(config, self.training).like, devices.share(self.validation)),
-                    config.batch_size,
-                    devices.divide(numbers),
+            batch = self._batch(key, trials)
+            with self._measure("compile"), use_mesh(batch.mesh):
+                loader = self._loader(batch)
+                needed = population.compile_programs(
+                    batch.setup, batch.networks, loader.spec, loader.validation
                 )
-            each = processes.of_all(needed, devices.free_bytes())
-            needed, free = max(each)[0], min(free for _, free in each)
-            if needed <= free or count == 1:
-                return count
-            count = max(1, min(count - 1, count * free // needed))
+            by_process = all_gather(needed, free_bytes())
+            needed, free = max(by_process)[0], min(free for _, free in by_process)
+            if needed <= free or len(trials) == 1:
+                return batch
+            count = max(1, min(len(trials) - 1, len(trials) * free // needed))
             say(f"memory holds {count:,} of these {len(trials):,} configurations at once")
+            trials = trials[:count]
 
-    def _train(
+    def _loader(self, batch: Batch) -> DataLoader:
+        return DataLoader(batch.setup.config, self.training, self.validation)
+
+    def _train_batch(
         self,
-        networks: Networks,
-        part: Sequence[Trial],
-        so_far: int,
-        before: int,
-        epochs: int,
+        batch: Batch,
+        epochs: tuple[int, int, int],
         keep: bool,
-        tell: Callable[[int, str], None],
+        report: Callable[[int, str], None],
     ) -> list[Row]:
-        recipe, all_seeds, numbers, mesh = networks
-        config, seeds = part[0].config, part[0].config.seeds
-        count = len(part) * seeds  # without those that fill up
-        loss = np.array([])
-        with devices.mesh(mesh):
-            feed, validation = Feed(config, self.training), devices.share(self.validation)
-            steps = steps_per_epoch(feed.plan.size, config.batch_size)
-            keys, numbers = population.keys(all_seeds), devices.divide(numbers)
-            states = population.init(recipe, keys)._replace(numbers=numbers)
-            if so_far:
-                kept = [self._states[trial.number][1] for trial in part]
-                whole = jax.tree.map(lambda *leaves: _filled(leaves, len(keys)), *kept)
-                states = devices.divide(whole)
-            together = population.side_by_side(states)
-            for epoch in range(so_far, epochs):
-                with self._timed("train"):
-                    parts = []
-                    for shard in range(feed.plan.shards):
-                        states, metrics = population.train_epoch(
-                            *(recipe, states, feed.take(epoch + 1, shard), keys),
-                            *(config.batch_size, together),
-                        )
-                        parts.append(devices.to_host(metrics))
-                    loss = shards.combined(parts, steps).loss[:count]
-                finite = loss[np.isfinite(loss)]
+        """The results of the trials in `batch`, trained from the first to the last of `epochs`."""
+        epochs_done, epochs_before, until = epochs
+        setup, seeds = batch.setup, batch.setup.config.seeds
+        count = len(batch.trials) * seeds  # without copies
+        train_loss = np.array([])
+        with use_mesh(batch.mesh):
+            loader, networks = self._loader(batch), batch.networks
+            if epochs_done:
+                saved = [self._states[trial.number][1] for trial in batch.trials]
+                size = len(networks.keys)
+                states = shard(jax.tree.map(lambda *leaves: _fill(leaves, size), *saved))
+            else:
+                states = shard(population.init(setup, networks))
+            for epoch in range(epochs_done + 1, until + 1):
+                with self._measure("train"):
+                    states, metrics = train_epoch(setup, states, networks, loader, epoch)
+                train_loss = metrics.loss[:count]
+                finite = train_loss[np.isfinite(train_loss)]
                 words = f"training loss {finite.mean():.4f}" if len(finite) else "all diverged"
-                tell(count * (epoch >= before), words)
-            with self._timed("evaluate"):
-                settled = population.settle(recipe, states, feed.settling, keys)
-                evaluation = devices.to_host(population.evaluate(recipe, settled, validation))
-            room = psutil.virtual_memory().available > 4 * _bytes(states)
-            if keep and all(there for (there,) in processes.of_all(room)):
-                host = devices.to_host(states)
-                for i, trial in enumerate(part):
-                    own = slice(i * seeds, (i + 1) * seeds)
-                    state = jax.tree.map(lambda leaf, own=own: leaf[own].copy(), host)
-                    self._states[trial.number] = epochs, state
-        errors = evaluation.errors.reshape(-1, seeds)[: len(part)]
-        losses = evaluation.loss.reshape(-1, seeds)[: len(part)]
+                report(count if epoch > epochs_before else 0, words)
+            with self._measure("evaluate"):
+                calibrated = population.recalibrate(
+                    setup, states, networks, loader.recalibration_images
+                )
+                evaluation = population.evaluate(setup, calibrated, networks, loader.validation)
+                evaluation = gather_to_host(evaluation)
+            if keep:
+                self._keep(batch.trials, until, states)
+        errors, losses = evaluation.errors[:count], evaluation.loss[:count]
+        by_trial = (
+            array.reshape(len(batch.trials), seeds) for array in (errors, losses, train_loss)
+        )
+        rows = zip(batch.trials, *by_trial, strict=True)
+        return [self._row(trial, until, *results) for trial, *results in rows]
+
+    def _row(
+        self,
+        trial: Trial,
+        epochs: int,
+        errors: np.ndarray,
+        losses: np.ndarray,
+        train_losses: np.ndarray,
+    ) -> Row:
         percent = 100 * errors / len(self.validation.labels)
-        spread = percent.std(axis=1, ddof=1) if seeds > 1 else [None] * len(part)
-        return [
-            {
-                **{"trial": trial.number, **trial.changes, "epochs": epochs},
-                "validation_errors": errors[i].tolist(),
-                "validation_error_percent_mean": float(percent[i].mean()),
-                "validation_error_percent_std": _finite(spread[i]),
-                "validation_loss": _finite(losses[i].mean()),
-                "train_loss": _finite(loss.reshape(-1, seeds)[i].mean()),
-            }
-            for i, trial in enumerate(part)
-        ]
+        std = _finite(percent.std(ddof=1)) if len(errors) > 1 else None
+        return {
+            "trial": trial.number,
+            **trial.changes,
+            "epochs": epochs,
+            "validation_errors": errors.tolist(),
+            "validation_error_percent_mean": float(percent.mean()),
+            "validation_error_percent_std": std,
+            "validation_loss": _finite(losses.mean()),
+            "train_loss": _finite(train_losses.mean()),
+        }
+
+    def _keep(self, trials: Sequence[Trial], epochs: int, states: TrainState) -> None:
+        """Keeps the states of `trials` on the host, if all hosts have memory for them."""
+        state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(states))
+        has_room = psutil.virtual_memory().available > 4 * state_bytes
+        if not all(room for (room,) in all_gather(has_room)):
+            return
+        host, start = gather_to_host(states), 0
+        for trial in trials:
+            own = slice(start, start + trial.config.seeds)
+            state = jax.tree.map(lambda leaf, own=own: leaf[own].copy(), host)
+            self._states[trial.number] = epochs, state
+            start = own.stop
 
     @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
+    def _measure(self, part: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[name] += time.perf_counter() - start
+        self.seconds[part] += time.perf_counter() - start
 
 
-def _program(trial: Trial) -> Hashable:
-    return program(trial.config)
+def _representative(trials: Sequence[Trial]) -> Config:
+    """A config whose program has every layer that one of `trials` needs."""
+    largest = {
+        name: max(getattr(trial.config, name) for trial in trials) for name in Hparams._fields
+    }
+    return dataclasses.replace(trials[0].config, **largest)
 
 
-def _by(key: Callable[[Trial], Hashable], trials: Iterable[Trial]) -> list[tuple[Any, list[Trial]]]:
-    """`trials` in groups of the same `key`, in the order in which those first come."""
+def _key(trial: Trial) -> Hashable:
+    return program_key(trial.config)
+
+
+def _group_by(
+    key: Callable[[Trial], Hashable], trials: Iterable[Trial]
+) -> list[tuple[Any, list[Trial]]]:
+    """`trials` grouped by `key`, in the order in which the keys first come."""
     groups: dict[Hashable, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(key(trial), []).append(trial)
     return list(groups.items())
 
 
-def _finite(number: jax.Array | np.floating | None) -> float | None:
-    return None if number is None or not np.isfinite(number) else float(number)
+def _finite(number: np.floating) -> float | None:
+    return float(number) if np.isfinite(number) else None
 
 
-def _filled(leaves: Sequence[np.ndarray], count: int) -> np.ndarray:
-    """One after the other, and again from the first until there are `count`."""
-    whole = np.concatenate(leaves)
-    return whole[np.arange(count) % len(whole)]
-
-
-def _bytes(states: TrainState) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(states))
+def _fill(leaves: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """`leaves` one after the other, then again from the first until there are `count` rows."""
+    rows = np.concatenate(leaves)
+    return rows[np.arange(count) % len(rows)]

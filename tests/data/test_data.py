@@ -5,8 +5,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from mnist_jax import data
-from mnist_jax.config import InputError
 from mnist_jax.data import DataSpec, download, registry
+from mnist_jax.errors import InputError
 from tests.conftest import idx_bytes, tiny_arrays
 
 

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from mnist_jax import data
-from mnist_jax.config import InputError
 from mnist_jax.data import download, registry
 from mnist_jax.data.download import IDX_NAMES
+from mnist_jax.errors import InputError
 from tests.conftest import idx_bytes, tiny_arrays
 from tests.data.test_files import write_cache, write_idx
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mnist_jax import data
-from mnist_jax.config import InputError
 from mnist_jax.data import files
 from mnist_jax.data.download import IDX_NAMES, cache_dir
 from mnist_jax.data.files import NPZ_KEYS, parse_idx
+from mnist_jax.errors import InputError
 from tests.conftest import idx_bytes, tiny_arrays
 
 # The parser

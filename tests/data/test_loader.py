@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_jax.config import Config, InputError
+from mnist_jax.config import Config
 from mnist_jax.data import Examples, loader
 from mnist_jax.data.loader import (
     DataLoader,
@@ -19,6 +19,7 @@ from mnist_jax.data.loader import (
     read_shard,
     shard_slices,
 )
+from mnist_jax.errors import InputError
 from tests.conftest import idx_bytes
 
 SHARDED = Config(dataset="digits", epochs=3, batch_size=32, shard_images=500)
@@ -176,14 +177,6 @@ def test_a_single_shard_is_the_same_arrays_in_every_epoch(digits):
     assert data_loader.recalibration_images is first.images
     np.testing.assert_array_equal(first.images, digits.train.images)
     np.testing.assert_array_equal(first.labels, digits.train.labels)
-
-
-def test_an_epoch_may_begin_with_a_later_shard(digits):
-    data_loader = DataLoader(SHARDED, digits.train)
-    shards = list(data_loader.epoch(2, first_shard=1))
-    assert len(shards) == 2
-    for number, examples in enumerate(shards, start=1):
-        assert_shard(examples, digits, 2, number)
 
 
 def test_epochs_may_be_abandoned_mixed_and_in_any_order(digits):

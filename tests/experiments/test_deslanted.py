@@ -4,6 +4,7 @@ import numpy as np
 from deslanted import deslanted, deslanting
 
 from mnist_jax.config import Config
+from mnist_jax.data import DataSpec
 
 CONFIG = Config(dataset="digits", hidden=(8,), epochs=1, seeds=2)
 
@@ -26,7 +27,7 @@ def test_a_slanted_bar_is_set_upright():
 
 
 def test_a_network_is_shown_deslanted_digits(digits):
-    recipe = deslanting(CONFIG, 64, 10, 1437)
+    recipe = deslanting(CONFIG, CONFIG.hparams, DataSpec((8, 8), 10, 1437))
     shown = np.asarray(recipe.preprocess(digits.train.images[:5])).reshape(5, 8, 8)
     each = np.stack([deslanted(image) for image in digits.train.images[:5]])
     np.testing.assert_allclose(shown, each / 255, atol=1e-6)

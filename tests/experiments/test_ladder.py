@@ -16,10 +16,12 @@ from rasmus_2015 import GAUSSIAN, encode, gaussian_guess, ladder
 
 from mnist_jax import prng
 from mnist_jax.config import Config
+from mnist_jax.data import DataSpec
 from mnist_jax.model import Model
 from mnist_jax.train import cross_entropy
 
 CONFIG = Config(hidden=(7, 5), noise=0.3, dropout=0.0, batch_size=20, optimizer="adam")
+SPEC = DataSpec((2, 3), 3, 100)
 
 
 def random_inputs(count=20, pixels=6, seed=0):
@@ -27,7 +29,7 @@ def random_inputs(count=20, pixels=6, seed=0):
 
 
 def test_an_encoder_without_noise_normalises_every_layer():
-    params, _ = ladder(CONFIG, 6, 3, 100).model.init(prng.key(0))
+    params, _ = ladder(CONFIG, CONFIG.hparams, SPEC).model.init(prng.key(0))
     random = np.random.default_rng(1)
     for layer in params["encoder"]:  # which start at 0 and 1
         layer["shift"] = random.normal(size=layer["shift"].shape).astype(np.float32)
@@ -45,7 +47,7 @@ def test_an_encoder_without_noise_normalises_every_layer():
 
 
 def test_pixels_and_layers_have_noise_of_their_own():
-    recipe = ladder(CONFIG, 6, 3, 100, pixel_noise=0.1)
+    recipe = ladder(CONFIG, CONFIG.hparams, SPEC, pixel_noise=0.1)
     params, state = recipe.model.init(prng.key(0))
     inputs, key = random_inputs(5000), prng.key(1)
     clean = encode(params, inputs, (0.0, 0.0), key)
@@ -57,10 +59,10 @@ def test_pixels_and_layers_have_noise_of_their_own():
 
 
 def test_one_image_is_answered_with_statistics_of_the_training_images():
-    model = ladder(CONFIG, 6, 3, 100).model
+    model = ladder(CONFIG, CONFIG.hparams, SPEC).model
     params, state = model.init(prng.key(0))
-    assert model.settle is not None
-    state = model.settle(params, state, random_inputs())
+    assert model.recalibrate is not None
+    state = model.recalibrate(params, state, random_inputs())
     together, _ = model.apply(params, state, random_inputs(), None)
     alone, _ = model.apply(params, state, random_inputs()[:1], None)
     np.testing.assert_allclose(alone, together[:1], atol=1e-5)
@@ -89,7 +91,7 @@ def test_the_gaussian_guess_is_the_best_where_all_is_gaussian():
 
 @pytest.mark.parametrize("make", [ladder, amlp])
 def test_a_decoder_learns_to_restore_the_pixels(make):
-    recipe = make(CONFIG, 6, 3, 100)
+    recipe = make(CONFIG, CONFIG.hparams, SPEC)
     mixing = random_inputs(2, 6, seed=2)
     inputs = random_inputs(20, 2, seed=3) @ mixing  # so that pixels tell of each other
     labels = np.arange(20, dtype=np.uint8) % 3

@@ -9,7 +9,10 @@ from meier_2011 import ROWS, WIDTHS, made_wide, member
 
 from mnist_jax import prng
 from mnist_jax.config import Config
+from mnist_jax.data import DataSpec
 from mnist_jax.train import default_recipe
+
+SPEC = DataSpec((8, 8), 10, 1437)
 
 
 def bar(width, left, columns=28):
@@ -47,8 +50,8 @@ def test_no_width_and_no_ink_change_nothing(image):
 )
 def test_a_member_reads_digits_of_its_width(make, paper, ink, digits):
     config = Config(dataset="digits", hidden=(8,), dropout=0.0)
-    plain = make(config, 64, 10, 1437)
-    model = member(config, 64, 10, 1437, make).model
+    plain = make(config, config.hparams, SPEC)
+    model = member(config, config.hparams, SPEC, make).model
     images = digits.test.images[:5] / np.float32(255)
     drawn = set()
     for seed in range(60):
@@ -67,6 +70,6 @@ def test_a_member_reads_digits_of_its_width(make, paper, ink, digits):
 def test_members_of_a_committee_see_deslanted_digits(row, paper, digits):
     config = Config(dataset="digits", hidden=(8,), dropout=0.0)
     images = digits.test.images[:5]
-    shown = ROWS[row].recipe(config, 64, 10, 1437).preprocess(images)
+    shown = ROWS[row].recipe(config, config.hparams, SPEC).preprocess(images)
     each = np.stack([deslanted(image) for image in images]).reshape(5, 64) / 255
     np.testing.assert_allclose(shown, paper + (1 - paper) * each, atol=1e-6)

@@ -16,8 +16,11 @@ import tang_2013
 from runner import Experiment
 
 from mnist_jax import fit, prng, train
-from mnist_jax.config import Config, InputError, Interrupted
+from mnist_jax.config import Config
+from mnist_jax.data import DataSpec, Examples
+from mnist_jax.errors import InputError, Interrupted
 from mnist_jax.runs import rundir
+from mnist_jax.runs.metadata import recipe_name
 from mnist_jax.train import default_recipe
 
 SCRIPT = Path("some_2020.py")
@@ -28,7 +31,7 @@ CONFIG = Config(dataset="digits", hidden=(8,), epochs=1, seeds=2)
 def results(tmp_path, monkeypatch):
     """Where results go; and runs without their figures, which take longer than the training."""
     monkeypatch.setattr(runner, "RESULTS", tmp_path)
-    monkeypatch.setattr(fit, "draw", lambda *_: [])
+    monkeypatch.setattr(fit, "save_figures", lambda *_: [])
     monkeypatch.chdir(tmp_path)
     return tmp_path / "some_2020.json"
 
@@ -50,13 +53,13 @@ def test_every_row_makes_a_step_at_its_full_size(file):
     """Not computed, but traced: its ingredients fit together and leave a state like the first."""
     for experiment in importlib.import_module(file).ROWS.values():
         config = dataclasses.replace(experiment.config, dataset="digits", data_dir=None)
-        recipe = experiment.recipe(config, 64, 10, 60_000)
+        recipe = experiment.recipe(config, config.hparams, DataSpec((8, 8), 10, 60_000))
         key = prng.key(0)
         state = jax.eval_shape(partial(train.init, recipe), key)
         images = jax.ShapeDtypeStruct((config.batch_size, 8, 8), np.uint8)
         labels = jax.ShapeDtypeStruct((config.batch_size,), np.uint8)
         step = partial(train.train_step, recipe)
-        after, metrics = jax.eval_shape(step, state, images, labels, key)
+        after, metrics = jax.eval_shape(step, state, Examples(images, labels), key)
         assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, state, after))
         assert metrics.loss.shape == ()
         assert max(config.hidden) in {n for leaf in jax.tree.leaves(state) for n in leaf.shape}
@@ -111,7 +114,9 @@ def test_a_row_that_is_not_there_is_refused(results):
 def test_the_last_weights_of_tang_and_no_others_have_a_cost():
     """A step without any gradient shrinks them by the rate times the cost."""
     config = dataclasses.replace(tang_2013.CONFIG, dataset="digits", hidden=(8, 8), momentum=0.0)
-    recipe = tang_2013.svm(config, 64, 10, 1437, train.cross_entropy, noise=0.0)
+    recipe = tang_2013.svm(
+        config, config.hparams, DataSpec((8, 8), 10, 1437), train.cross_entropy, noise=0.0
+    )
     params, _ = recipe.model.init(prng.key(0))
     none = jax.tree.map(np.zeros_like, params)
     updates, _ = recipe.optimizer.update(none, recipe.optimizer.init(params), params)
@@ -151,7 +156,7 @@ def test_a_line_has_the_mean_and_spread_of_all_seeds():
     "changed",
     [
         Experiment("0.7", "", dataclasses.replace(CONFIG, epochs=2)),
-        Experiment("0.7", "", CONFIG, partial(default_recipe, pixels=3)),
+        Experiment("0.7", "", CONFIG, partial(default_recipe, spec=3)),
     ],
 )
 def test_a_row_of_another_config_or_recipe_is_refused(changed):
@@ -178,11 +183,11 @@ def loss(): ...
 
 def test_a_recipe_is_named_alike_in_every_process():
     """The text of a function has its place in memory."""
-    name = fit.name_of(partial(default_recipe, loss, noise=1.0, words="a"))
+    name = recipe_name(partial(default_recipe, loss, noise=1.0, words="a"))
     assert name == "default_recipe(loss, noise=1.0, words='a')"
     for file in table.FILES:
         for experiment in importlib.import_module(file).ROWS.values():
-            assert " at 0x" not in fit.name_of(experiment.recipe)
+            assert " at 0x" not in recipe_name(experiment.recipe)
 
 
 @pytest.mark.parametrize(("seed", "seeds"), [(0, 0), (-1, None)])
@@ -195,7 +200,7 @@ def test_a_row_that_is_stopped_says_how_it_goes_on(results, monkeypatch, capsys)
     """With the exit code of its signal, here SIGTERM's."""
 
     def stopped(*_, **__):
-        raise Interrupted(15, None, "stopped after epoch 1 of 2")
+        raise Interrupted(15, Path("run"), "stopped after epoch 1 of 2")
 
     monkeypatch.setattr(fit, "fit", stopped)
     with pytest.raises(SystemExit) as caught:

@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 from shuffled_pixels import apart, deforming_unseen, found_layout, shuffle_of, upright
 
 from mnist_jax import prng
+from mnist_jax.data import DataSpec
 
 DIGITS = dataclasses.replace(CONFIG, dataset="digits", data_dir=None, hidden=(8,))
 
@@ -40,12 +41,15 @@ def test_a_turned_grid_is_turned_back():
 
 def test_images_are_deformed_and_come_back_to_their_places(digits):
     images = digits.train.images[:50]
-    still = dataclasses.replace(
+    turning = dataclasses.replace(
         DIGITS, shear_degrees=0.0, scale=0.0, shift_pixels=0.0, elastic_alpha_pixels=0.0
     )
-    recipe = deforming_unseen(dataclasses.replace(still, rotation_degrees=0.0), 64, 10, 1437)
+    still = dataclasses.replace(turning, rotation_degrees=0.0)
+    spec = DataSpec((8, 8), 10, 1437)
+    recipe = deforming_unseen(still, still.hparams, spec)
     np.testing.assert_array_equal(recipe.augment(prng.key(0), images), images)
-    turned = np.asarray(deforming_unseen(still, 64, 10, 1437).augment(prng.key(0), images))
+    recipe = deforming_unseen(turning, turning.hparams, spec)
+    turned = np.asarray(recipe.augment(prng.key(0), images))
     same = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(images, turned, strict=True)]
     assert 0.8 < np.mean(same) < 0.999
 
@@ -55,7 +59,8 @@ def test_a_network_is_shown_images_as_found_and_deslanted(digits):
     shuffle = shuffle_of(64)
     found = np.empty((5, 64), np.float32)
     found[:, found_layout(flat[:, shuffle])] = flat[:5, shuffle]
-    shown = deforming_unseen(DIGITS, 64, 10, 1437).preprocess(digits.train.images[:5])
+    recipe = deforming_unseen(DIGITS, DIGITS.hparams, DataSpec((8, 8), 10, 1437))
+    shown = recipe.preprocess(digits.train.images[:5])
     expected = np.stack([deslanted(image) for image in found.reshape(5, 8, 8)]).reshape(5, 64)
     np.testing.assert_allclose(shown, expected / 255, atol=1e-6)
     assert np.abs(expected - found).max() > 10

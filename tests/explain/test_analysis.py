@@ -11,16 +11,17 @@ from sklearn.decomposition import PCA
 from mnist_jax.config import Activation, Config
 from mnist_jax.explain import analysis
 from mnist_jax.explain.analysis import Network
-from mnist_jax.model import Layer, layers, mlp
+from mnist_jax.model import Layer, dense_layers, mlp
 
 
 def network(hidden=(7, 5), activation="relu", pixels=12, classes=4):
     """A random network as its layers, and the model, parameters and state that it comes from."""
-    model = mlp(Config(hidden=hidden, activation=activation, dropout=0.0), pixels, classes)
+    config = Config(hidden=hidden, activation=activation, dropout=0.0)
+    model = mlp(config, config.hparams, pixels, classes)
     params, state = model.init(jax.random.key(0))
     key = jax.random.key(1)
     params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(key, x.shape), params)
-    return Network(layers(params, {}), getattr(jax.nn, activation)), model, params, state
+    return Network(dense_layers(params, {}), getattr(jax.nn, activation)), model, params, state
 
 
 def images(n=6, pixels=12):

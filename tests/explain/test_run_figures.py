@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from mnist_jax.config import Config, InputError
+from mnist_jax.config import Config
+from mnist_jax.errors import InputError
 from mnist_jax.explain import run_figures as explain
 from mnist_jax.explain import training_plots
 from mnist_jax.fit import fit
@@ -185,7 +186,7 @@ def test_with_statistics_and_averages_training_again_ends_the_same(digits, tmp_p
         x = np.maximum(x, 0) if i < 2 else x
     state = jax.tree.map(lambda leaf: leaf[0], run.states)
     inputs = to_inputs(digits.test.images)
-    logits = run.recipe.model.apply(state.average, state.model_state, inputs, None)[0]
+    logits = run.recipe.model.apply(state.ema_params, state.model_state, inputs, None)[0]
     np.testing.assert_allclose(x, logits, rtol=1e-3, atol=1e-3)
     assert list(dict(explain.figures(run, digits))) == [*DEEP, "landscape"]
 

@@ -1,6 +1,6 @@
 """Faults on purpose. `python -m pytest -m faults --rounds 200` kills 200 processes, and so on.
 
-Each test notes what it did; the table of rounds, faults, survived and lost comes at the end.
+A table at the end shows the rounds, the faults, how many were survived and how many were not.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from mnist_jax.data import download
 from mnist_jax.data.download import IDX_NAMES
 from mnist_jax.data.files import NPZ_KEYS
 from mnist_jax.runs import checkpoint, rundir
-from mnist_jax.runs.report import load_run
+from mnist_jax.runs.results import load_run
 from tests.conftest import idx_bytes, tally, tiny_arrays
 from tests.data.test_download import (  # noqa: F401
     assert_tiny,
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.faults
 
 TRAIN = "train --dataset digits --hidden 24 --epochs 300 --seeds 2 --checkpoint-epochs 1 --resume"
 HANGS = 120
-"""Seconds after which a process counts as one that hangs."""
+"""The seconds after which a process counts as one that hangs."""
 
 
 def start(*args, **options) -> subprocess.Popen[str]:
@@ -52,7 +52,7 @@ def start(*args, **options) -> subprocess.Popen[str]:
 
 
 def finish(process) -> tuple[int, str]:
-    """Its exit code and standard error."""
+    """The exit code and standard error of a process."""
     try:
         _, err = process.communicate(timeout=HANGS)
     except subprocess.TimeoutExpired:
@@ -62,35 +62,36 @@ def finish(process) -> tuple[int, str]:
     return process.returncode, err
 
 
-def all_that_came_of(run: Path) -> dict[str, object]:
-    """Every bit of a run but the time it took."""
-    parsed = load_run(run)
+def content_of(run: Path) -> dict[str, object]:
+    """Every bit of a run, except the time it took."""
     arrays = [
         (str(path), str(leaf.dtype), leaf.shape, np.asarray(leaf).tobytes())
-        for path, leaf in jax.tree_util.tree_leaves_with_path(parsed.states)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(load_run(run).states)
     ]
-    records = [
-        {name: value for name, value in record.items() if "second" not in name}
-        for record in rundir.read_metrics(run)
+    history = [
+        {name: value for name, value in metrics.items() if "second" not in name}
+        for metrics in rundir.read_metrics(run)
     ]
     summary = rundir.read_summary(run)
     del summary["seconds"], summary["resumed_from_epoch"]
-    figures = {file.name: file.read_bytes() for file in (run / "figures").glob("*")}
-    config = rundir.read_config(run)
-    return {"arrays": arrays, **{"metrics": records, "summary": summary}} | {
-        "figures": figures,
-        "config": config,
+    return {
+        "arrays": arrays,
+        "metrics": history,
+        "summary": summary,
+        "figures": {file.name: file.read_bytes() for file in (run / "figures").glob("*")},
+        "config": rundir.read_config(run),
     }
 
 
-def differing(run: Path, reference: dict[str, object]) -> list[str]:
-    found = all_that_came_of(run)
-    return [name for name in reference if found[name] != reference[name]]
+def differences(run: Path, expected: dict[str, object]) -> list[str]:
+    """The parts of a run that are not as `expected`."""
+    content = content_of(run)
+    return [name for name in expected if content[name] != expected[name]]
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """Compiled programs are kept, as they are for a user."""
+    """The environment of a user, for whom JAX saves compiled programs."""
     folder = tmp_path_factory.mktemp("cache")
     env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     return {**env, "XDG_CACHE_HOME": str(folder)}
@@ -98,30 +99,30 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, cache):
-    """A run that nothing interrupted, all that came of it, and the seconds that it took."""
+    """A run that nothing interrupted, its content, and the seconds that it took."""
     run = tmp_path_factory.mktemp("runs") / "reference"
     before = time.monotonic()
     code, err = finish(start(*TRAIN.split(), "--out", run, env=cache))
     assert code == 0, err
-    return run, all_that_came_of(run), time.monotonic() - before
+    return run, content_of(run), time.monotonic() - before
 
 
 def steps_saved(run: Path) -> int:
     return max((int(path.name) for path in run.glob("checkpoints/[0-9]*")), default=0)
 
 
-def kill_somewhere(process, run: Path, chance: random.Random, seconds: float) -> bool:
-    """Sends a signal at a random moment; False where the process was faster."""
-    number = chance.choice([signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT])
-    moment = chance.choice(["any", "any", "training", "saving", "ending"])
-    until = time.monotonic() + (chance.uniform(0, seconds) if moment == "any" else seconds)
+def kill_at_random(process, run: Path, rng: random.Random, seconds: float) -> bool:
+    """Sends a signal at a random moment. Returns False if the process ended before it."""
+    number = rng.choice([signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT])
+    moment = rng.choice(["any", "any", "training", "saving", "ending"])
+    deadline = time.monotonic() + (rng.uniform(0, seconds) if moment == "any" else seconds)
     saved = steps_saved(run)
-    while process.poll() is None and time.monotonic() < until:
-        if moment == "training" and steps_saved(run) > saved and chance.random() < 0.02:
+    while process.poll() is None and time.monotonic() < deadline:
+        if moment == "training" and steps_saved(run) > saved and rng.random() < 0.02:
             break
-        if moment == "saving" and any(run.glob("checkpoints/.*.tmp/*")) and chance.random() < 0.2:
+        if moment == "saving" and any(run.glob("checkpoints/.*.tmp/*")) and rng.random() < 0.2:
             break
-        if moment == "ending" and (run / "figures").exists() and chance.random() < 0.02:
+        if moment == "ending" and (run / "figures").exists() and rng.random() < 0.02:
             break
     if process.poll() is not None:
         return False
@@ -131,12 +132,12 @@ def kill_somewhere(process, run: Path, chance: random.Random, seconds: float) ->
 
 def test_killed_and_resumed_runs_are_the_run_that_was_not(reference, cache, tmp_path, rounds):
     _, expected, seconds = reference
-    chance, kills, runs = random.Random(rounds), 0, 0
+    rng, kills, runs = random.Random(rounds), 0, 0
     while kills < rounds:
         run, saved, code = tmp_path / f"run{runs}", 0, None
         for _ in range(1000):
             process = start(*TRAIN.split(), "--out", run, env=cache)
-            killed = kills < rounds and kill_somewhere(process, run, chance, seconds)
+            killed = kills < rounds and kill_at_random(process, run, rng, seconds)
             kills += killed
             code, err = finish(process)
             assert "Traceback" not in err, err
@@ -146,44 +147,42 @@ def test_killed_and_resumed_runs_are_the_run_that_was_not(reference, cache, tmp_
             if code == 0:
                 break
         assert code == 0
-        wrong = differing(run, expected)
-        tally("kills", rounds=0, faults=0, lost=len(wrong) > 0)
-        assert not wrong, run
+        different = differences(run, expected)
+        tally("kills", lost=len(different) > 0)
+        assert not different, run
         assert not list(run.glob("checkpoints/.*")) + list(run.glob(".*.tmp"))
         runs += 1
         shutil.rmtree(run)
     tally("kills", rounds=runs, faults=kills)
 
 
-WAYS = (
-    *("flip", "flip", "flip", "truncate", "truncate", "empty", "noise", "more", "missing"),
-    *("pickle", "pipe", "folder", "zeros", "nested", "number", "word"),
-)
+DISK_DAMAGE = ("flip", "flip", "flip", "truncate", "truncate", "empty", "noise", "more", "missing")
+HOSTILE_DAMAGE = ("pickle", "pipe", "folder", "zeros", "nested", "number", "word")
 
 
-def damage(file: Path, chance: random.Random) -> str:
-    """Spoils `file` in one of many ways, and says in which."""
+def damage(file: Path, rng: random.Random, ways=DISK_DAMAGE + HOSTILE_DAMAGE) -> str:
+    """Damages `file` in one of many ways, and returns which."""
     content = file.read_bytes()
-    place = chance.randrange(max(len(content), 1))
-    how = chance.choice(WAYS)
+    place = rng.randrange(max(len(content), 1))
+    how = rng.choice(ways)
     if how == "flip" and content:
-        byte = bytes([content[place] ^ (1 << chance.randrange(8))])
+        byte = bytes([content[place] ^ (1 << rng.randrange(8))])
         file.write_bytes(content[:place] + byte + content[place + 1 :])
     elif how == "truncate":
         file.write_bytes(content[:place])
     elif how == "noise":
-        file.write_bytes(content[:place] + chance.randbytes(64) + content[place + 64 :])
+        file.write_bytes(content[:place] + rng.randbytes(64) + content[place + 64 :])
     elif how == "more":
-        file.write_bytes(content + chance.randbytes(100))
+        file.write_bytes(content + rng.randbytes(100))
     elif how == "pickle":
         file.write_bytes(pickle.dumps(Bomb()))
     elif how == "nested":
         file.write_bytes(b"[" * 10**5)
-    elif how in ("number", "word"):  # in the place of another, where this is text
+    elif how in ("number", "word"):  # in the place of another, if this is text
         new = rb"1e999" if how == "number" else rb'"\\u0000../../x"'
         parts = re.split(rb"(-?\b[0-9][0-9.e-]*\b)", content)
         if len(parts) > 2:
-            parts[2 * chance.randrange(len(parts) // 2) + 1] = new
+            parts[2 * rng.randrange(len(parts) // 2) + 1] = new
         file.write_bytes(b"".join(parts))
     else:
         file.unlink()
@@ -199,7 +198,7 @@ def damage(file: Path, chance: random.Random) -> str:
 
 
 class Bomb:
-    """What a pickle of this runs when it is loaded."""
+    """Its pickle runs code when it is loaded."""
 
     def __reduce__(self):
         return Path.touch, (Path(BOMB),)
@@ -209,19 +208,19 @@ BOMB = "/tmp/mnist_jax-a-pickle-was-run"
 
 
 class Commands:
-    """A process that runs one command after the other: its start takes longer than they do."""
+    """A process that runs one command after the other, as its start takes longer than they do."""
 
     script = """
 import contextlib, io, json, resource, sys, traceback
-from mnist_jax import cli
+from mnist_jax.__main__ import main
 
 for line in sys.stdin:
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            cli.main(json.loads(line))
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
+            main(json.loads(line))
+        except SystemExit as exit:
+            code = int(exit.code or 0)
         except BaseException:
             code, _ = 1, traceback.print_exc()
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -238,13 +237,13 @@ for line in sys.stdin:
         self.stop()
 
     def stop(self) -> None:
-        """Has the next command run in a new process."""
+        """Makes the next command run in a new process."""
         if self.process:
             self.process.communicate()
             self.process = None
 
     def __call__(self, *args) -> tuple[int, str, str, int]:
-        """Exit code, standard output and error, and the most kilobytes of memory so far."""
+        """Exit code, standard output and error, and the maximum memory so far in kilobytes."""
         if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", self.script],
@@ -254,11 +253,11 @@ for line in sys.stdin:
                 text=True,
                 env=self.env,
             )
-        watch = threading.Timer(HANGS, self.process.kill)
-        watch.start()
+        timeout = threading.Timer(HANGS, self.process.kill)
+        timeout.start()
         print(json.dumps([str(arg) for arg in args]), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
-        watch.cancel()
+        timeout.cancel()
         if not answer:
             process, self.process = self.process, None
             process.wait()
@@ -266,10 +265,10 @@ for line in sys.stdin:
         return tuple(json.loads(answer))
 
 
-def test_damaged_files_get_one_line(reference, cache, tmp_path, rounds):
-    """Every kind of file that a command reads, spoiled in every way, five for a round."""
+def test_damaged_files_are_reported_in_one_line(reference, cache, tmp_path, rounds):
+    """Every kind of file that a command reads, damaged in every way, five for a round."""
     original, expected, _ = reference
-    chance = random.Random(rounds)
+    rng = random.Random(rounds)
     pictures, folders = tmp_path / "pictures", tmp_path / "data"
     pictures.mkdir()
     for i, kind in enumerate(("png", "jpg", "gif", "tif", "webp", "bmp", "ppm")):
@@ -284,48 +283,51 @@ def test_damaged_files_get_one_line(reference, cache, tmp_path, rounds):
     np.savez_compressed(folders / "npz" / "mnist.npz", **dict(zip(NPZ_KEYS, arrays, strict=True)))
     Path(BOMB).unlink(missing_ok=True)
 
-    lost, wrong = 0, []
+    failures = []
     with Commands(cache) as command:
         baseline = command("evaluate", original)[3]
         for number in range(5 * rounds):
-            if number % 50 == 0:  # memory is of a command, not of all there were
+            if number % 50 == 0:  # so that memory is that of a few commands
                 command.stop()
             run, place = tmp_path / "run", tmp_path / "copy"
-            kind = chance.choice(["run", "run", "run", "picture", "data"])
+            kind = rng.choice(["run", "run", "run", "picture", "data"])
             source = {"run": original, "picture": pictures, "data": folders}[kind]
             copy = run if kind == "run" else place
             shutil.copytree(source, copy, symlinks=True)
             files = sorted(
                 file for file in copy.rglob("*") if file.is_file() and file.stat().st_size
             )
-            files = [file for file in files if "figures" not in file.parts]
-            file = chance.choice(files)
-            how = damage(file, chance)
+            file = rng.choice([file for file in files if "figures" not in file.parts])
+            how = damage(file, rng)
             if kind == "picture":
                 args = ["predict", original, file]
             elif kind == "data":
                 flags = "samples --dataset local --data-dir"
                 args = [*flags.split(), file.parent, "--out", tmp_path / "samples.png"]
             else:
-                args = chance.choice(
-                    [["evaluate", run], ["plot", run], [*TRAIN.split(), "--out", run]]
-                )
+                commands = [["evaluate", run], ["plot", run], [*TRAIN.split(), "--out", run]]
+                args = rng.choice(commands)
             code, out, err, kilobytes = command(*args)
-            what = f"{number}: {how} {file.relative_to(copy)}, {args[0]}: {code} {out} {err}"
             lines = [line for line in err.splitlines() if not line.startswith("epoch ")]
-            good = code in (0, 2) and "Traceback" not in err and not Path(BOMB).exists()
-            good &= code == 0 or (len(lines) <= 3 and lines[-1].startswith("mnist-jax: "))
-            good &= kilobytes < baseline + 2**20
+            survived = code in (0, 2) and "Traceback" not in err and not Path(BOMB).exists()
+            survived &= code == 0 or (len(lines) <= 3 and lines[-1].startswith("mnist-jax: "))
+            survived &= kilobytes < baseline + 2**20
             if code == 0 and args[0] == "train":
-                good &= not differing(run, expected)
+                survived &= not differences(run, expected)
             if code == 0 and args[0] == "evaluate":
-                good &= f"{', '.join(map(str, expected['summary']['test_errors']))} of" in out
-            if not good:
-                lost += 1
-                wrong.append(what)
+                survived &= result_of(expected) in out
+            if not survived:
+                what = f"{number}: {how} {file.relative_to(copy)}, {args[0]}"
+                failures.append(f"{what}: {code} {out} {err}")
             shutil.rmtree(copy)
-    tally("damaged files", rounds=rounds, faults=5 * rounds, lost=lost)
-    assert not wrong, "\n".join(wrong)
+    tally("damaged files", rounds=rounds, faults=5 * rounds, lost=len(failures))
+    assert not failures, "\n".join(failures)
+
+
+def result_of(content: dict) -> str:
+    """The part of a summary line with the test errors."""
+    errors = ", ".join(map(str, content["summary"]["test_errors"]))
+    return f"{errors} of 360 images misread"
 
 
 ON_SMALL_DISK = """
@@ -339,9 +341,13 @@ exit $code
 """
 
 
-def on_a_disk_of(kilobytes: int, disk: Path, copy: Path, *args, env) -> tuple[int, str]:
-    """Trains in `disk`/run, which then lies in `copy`; without rights to mount, files are small."""
-    train = [sys.executable, "-m", "mnist_jax", *TRAIN.split(), "--out", str(disk / "run")]
+def on_a_disk_of(kilobytes: int, disk: Path, copy: Path, *flags, env) -> tuple[int, str]:
+    """Trains in `disk`/run, and copies that to `copy`.
+
+    Without the right to mount a disk, the size of each file is limited instead.
+    """
+    train = [sys.executable, "-m", "mnist_jax", *TRAIN.split(), *flags, "--out", str(disk / "run")]
+    train = ["timeout", "-s", "KILL", str(HANGS), *train]
     script = ["sh", "-c", ON_SMALL_DISK, "sh", str(kilobytes), str(disk), str(copy), *train]
     done = subprocess.run(["unshare", "-rm", *script], capture_output=True, text=True, env=env)
     if done.returncode in (1, 99) and re.search("unshare|mount", done.stderr):
@@ -352,81 +358,81 @@ def on_a_disk_of(kilobytes: int, disk: Path, copy: Path, *args, env) -> tuple[in
     return done.returncode, done.stderr
 
 
-def test_a_run_on_a_full_disk_is_kept_elsewhere(reference, cache, tmp_path, rounds):
-    chance, lost, filled = random.Random(rounds), 0, 0
+def test_a_run_on_a_full_disk_ends_with_its_result_and_can_be_resumed(
+    reference, cache, tmp_path, rounds
+):
+    """Its last intact checkpoint stays. Event files for TensorBoard change nothing of that."""
+    rng, lost, full = random.Random(rounds), 0, 0
     for number in range(rounds):
-        disk, copy, elsewhere = (tmp_path / f"{name}{number}" for name in ("disk", "copy", "else"))
+        disk, copy = tmp_path / f"disk{number}", tmp_path / f"copy{number}"
         disk.mkdir()
-        elsewhere.mkdir()
-        elsewhere = elsewhere if number % 4 else disk  # which then is as full
-        env = {**cache, "TMPDIR": str(elsewhere), "HOME": str(elsewhere)}
-        code, err = on_a_disk_of(chance.randrange(8, 1200), disk, copy, env=env)
-        filled += code != 0
+        flags = ["--tensorboard"] if number % 2 else []
+        code, err = on_a_disk_of(rng.randrange(8, 1200), disk, copy, *flags, env=cache)
+        full += code != 0
         last = err.splitlines()[-1]
-        found = re.search(r"The whole run is in (\S+) instead", last)
-        if code == 0:
-            good = not differing(copy, reference[1])
-        elif code == 1 and found:  # in the folder named, or the system's own where that is full
-            good = not differing(Path(found[1]), reference[1])
-            shutil.rmtree(found[1])
-        elif code == 1:
-            good = "What no checkpoint has is lost" in last or "there already is whole" in last
+        if code == 1:
+            survived = last.startswith("mnist-jax: cannot write ")
+            survived &= result_of(reference[1]) in last
+            survived &= finish(start(*TRAIN.split(), "--out", copy, env=cache))[0] == 0
         else:
-            good = code == 2 and re.match("mnist-jax: cannot write .*: (No space|File too)", last)
-        lost += not good
-        assert good, (code, err)
+            cannot_begin = re.match("mnist-jax: cannot write .*: (No space|File too)", last)
+            survived = code == 0 or (code == 2 and bool(cannot_begin))
+        if code in (0, 1):
+            survived = survived and not differences(copy, reference[1])
+        lost += not survived
+        assert survived, (code, err)
         assert "Traceback" not in err
-    tally("full disks", rounds=rounds, faults=filled, lost=lost)
+    tally("full disks", rounds=rounds, faults=full, lost=lost)
 
 
 def test_of_two_processes_one_refuses(reference, cache, tmp_path, rounds):
-    chance, refused = random.Random(rounds), 0
+    rng, refused = random.Random(rounds), 0
     for number in range(-(-rounds // 3)):
         run, processes = tmp_path / f"run{number}", []
         for _ in range(3):
             processes.append(start(*TRAIN.split(), "--out", run, env=cache))
             with contextlib.suppress(subprocess.TimeoutExpired):
-                processes[-1].wait(timeout=chance.uniform(0, 1))
+                processes[-1].wait(timeout=rng.uniform(0, 1))
         ends = [finish(process) for process in processes]
         codes = sorted(code for code, _ in ends)
         assert codes[0] == 0
         assert set(codes) <= {0, 2}, ends
         for code, err in ends:
             assert code == 0 or f"{run} is in use by another process" in err
-        assert not differing(run, reference[1])
+        assert not differences(run, reference[1])
         refused += sum(code == 2 for code in codes)
     tally("two at once", rounds=-(-rounds // 3), faults=refused)
     assert refused
 
 
-def test_damaged_programs_are_compiled_anew(reference, cache, tmp_path, rounds):
-    """Kept programs are machine code: a flipped bit must never run."""
-    chance = random.Random(rounds)
+def test_damaged_compiled_programs_neither_end_nor_change_a_run(reference, cache, tmp_path, rounds):
+    """JAX reports and ignores them, as their compression has checksums."""
+    rng = random.Random(rounds)
     programs = Path(cache["XDG_CACHE_HOME"]) / "mnist_jax" / "compiled"
     for number in range(-(-rounds // 3)):
         files = sorted(programs.glob("*-cache"))
         assert files
+        intact = {file: file.read_bytes() for file in files}
         for file in files:
-            damage(file, chance)
+            damage(file, rng, DISK_DAMAGE)
         run = tmp_path / f"run{number}"
         code, err = finish(start(*TRAIN.split(), "--out", run, env=cache))
         assert code == 0, err
-        assert all(line.startswith("epoch ") for line in err.splitlines()), err
-        assert not differing(run, reference[1])
+        assert "Traceback" not in err
+        assert not differences(run, reference[1])
         tally("damaged programs", faults=len(files))
-        for left in programs.iterdir():  # folders stay, and would be no program to damage
-            if left.is_dir():
-                shutil.rmtree(left)
+        for file, content in intact.items():  # JAX does not replace a damaged program
+            file.write_bytes(content)
     tally("damaged programs", rounds=-(-rounds // 3))
 
 
 def test_broken_downloads_leave_nothing_that_is_trusted(server, rounds):  # noqa: F811
-    """The connection drops at any byte, or the process is killed there; the next one is served."""
-    chance = random.Random(rounds)
+    """The connection drops at any byte, or the process is killed there; the next one succeeds."""
+    rng = random.Random(rounds)
     for _ in range(rounds):
         shutil.rmtree(download.cache_dir(), ignore_errors=True)
-        server.at = chance.random()
-        server.how = chance.choice(["drop", "drop", "drop", "stall"])
+        server.at = rng.random()
+        server.how = rng.choice(["drop", "drop", "drop", "stall"])
         if server.how == "drop":
             with pytest.raises(data.DataUnavailable):
                 data.load("mnist")
@@ -444,11 +450,11 @@ def test_broken_downloads_leave_nothing_that_is_trusted(server, rounds):  # noqa
 BOMBS = ("gz", "npz", "png", "jpg", "json", "arrays")
 MEASURED = """
 import resource, sys
-from mnist_jax import cli
+from mnist_jax.__main__ import main
 
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    cli.main(sys.argv[1:])
+    main(sys.argv[1:])
 finally:
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(after - before)
@@ -456,7 +462,7 @@ finally:
 
 
 def bomb(kind: str, folder: Path, run: Path) -> list[object]:
-    """Makes a small file that unpacks to much, and gives the command that reads it."""
+    """Makes a small file that unpacks to a large one, and returns the command that reads it."""
     read = ["samples", "--dataset", "local", "--out", folder / "x.png", "--data-dir", folder]
     if kind == "gz":
         for name in IDX_NAMES:
@@ -477,7 +483,7 @@ def bomb(kind: str, folder: Path, run: Path) -> list[object]:
         config = rundir.read_config(run)
         if kind == "json":
             (folder / "run" / "config.json").write_bytes(b"[" + b"[0]," * 2**25)
-        else:  # with sums that are right
+        else:  # with the right checksums
             shutil.rmtree(folder / "run" / "checkpoints")
             rundir.write_config(folder / "run", {**config, "hidden": [10**6, 10**6]})
             state = {"weights": np.zeros(3)}
@@ -486,8 +492,8 @@ def bomb(kind: str, folder: Path, run: Path) -> list[object]:
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_a_bomb_takes_no_more_memory_than_is_stated(reference, tmp_path, kind):
-    """A gigabyte of data twice over, while it is unpacked, or less than one of anything else."""
+def test_a_decompression_bomb_takes_little_memory(reference, tmp_path, kind):
+    """Data of a gigabyte take at most three while they are unpacked; all else takes below one."""
     args = bomb(kind, tmp_path, reference[0])
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, *map(str, args)], capture_output=True, text=True
@@ -496,6 +502,6 @@ def test_a_bomb_takes_no_more_memory_than_is_stated(reference, tmp_path, kind):
     *notes, last = done.stderr.splitlines()
     assert last.startswith("mnist-jax: ")
     assert all("is not finished" in note for note in notes)
-    most = 3 * 2**20 if kind == "gz" else 2**20
-    assert int(done.stdout.splitlines()[-1]) < most
+    max_kilobytes = 3 * 2**20 if kind == "gz" else 2**20
+    assert int(done.stdout.splitlines()[-1]) < max_kilobytes
     tally("bombs", rounds=1, faults=1)

@@ -1,4 +1,4 @@
-"""A run folder that an earlier version left is read, evaluated, resumed and exported today.
+"""A run folder that an earlier version left can be read, evaluated, resumed and exported.
 
 `old_run/` was made by commit cdcbf4f, with a checkpoint of epochs 1 and 3 of 3:
 
@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, load_file
 
-from mnist_jax.config import Config, InputError
+from mnist_jax.config import Config
+from mnist_jax.errors import InputError
 from mnist_jax.fit import fit
 from mnist_jax.runs import rundir
-from mnist_jax.runs.report import load_data, load_run, measure
+from mnist_jax.runs.results import load_data, load_run, measure
 from mnist_jax.serve.export import to_safetensors
 
 OLD = Path(__file__).parent / "old_run"
@@ -61,18 +62,18 @@ def test_it_exports_the_same_arrays(folder):
 
 def test_it_is_finished(folder, capsys):
     fit(load_run(folder).config, folder, resume=True)
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
 
 
-def test_it_goes_on_from_its_first_checkpoint(folder):
-    """To the same result, but for what another machine or version rounds otherwise."""
+def test_it_resumes_from_its_first_checkpoint(folder):
+    """The result is the same, except for how another machine or version rounds."""
     shutil.rmtree(folder / "checkpoints" / "51")
     (folder / "summary.json").unlink()
     fit(load_run(OLD).config, folder, resume=True)
-    records, expected = rundir.read_metrics(folder), rundir.read_metrics(OLD)
-    assert records[0] == expected[0]
+    history, expected = rundir.read_metrics(folder), rundir.read_metrics(OLD)
+    assert history[0] == expected[0]
     for name in ("train_loss", "validation_loss"):
-        losses = [[record[name] for record in each] for each in (records, expected)]
+        losses = [[metrics[name] for metrics in each] for each in (history, expected)]
         np.testing.assert_allclose(*losses, rtol=0.01)
     summary = rundir.read_summary(folder)
     assert summary["resumed_from_epoch"] == 1

@@ -6,7 +6,7 @@ import resource
 import pytest
 from matplotlib.figure import Figure
 
-from mnist_jax.config import InputError
+from mnist_jax.errors import InputError
 from mnist_jax.runs import rundir
 
 
@@ -22,56 +22,58 @@ def test_what_is_written_is_read_back(tmp_path):
     assert rundir.read_metrics(run) == [{"epoch": 1, "loss": [None]}]
     rundir.write_summary(run, {"x": math.inf})
     assert rundir.read_summary(run) == {"x": None}
-    for file in run.iterdir():  # every line is JSON that any reader takes
+    for file in run.iterdir():  # strict JSON has no NaN
         text = file.read_text()
         for part in [text] if file.suffix == ".json" else text.splitlines():
             json.loads(part, parse_constant=lambda word: pytest.fail(word))
 
 
 @pytest.mark.parametrize("kind", ["file", "full folder"])
-def test_what_exists_is_not_overwritten(tmp_path, kind):
+def test_what_is_not_a_run_is_not_overwritten(tmp_path, kind):
     run = tmp_path / "run"
     if kind == "file":
         run.write_text("precious")
     else:
         run.mkdir()
         (run / "precious").touch()
-    with pytest.raises(InputError, match="run exists already and is no run; choose another --out"):
+    with pytest.raises(
+        InputError, match="run already exists and is not a run; choose another --out"
+    ):
         rundir.require_free(run, resume=True)
 
 
 def test_a_run_is_not_overwritten_but_may_be_resumed(tmp_path):
     rundir.write_config(tmp_path, {})
-    with pytest.raises(InputError, match="exists already; choose another --out, or add --resume"):
+    with pytest.raises(InputError, match="already exists; choose another --out, or add --resume"):
         rundir.require_free(tmp_path)
     rundir.require_free(tmp_path, resume=True)
 
 
-def test_an_empty_folder_will_do_and_one_that_stays_empty_goes(tmp_path):
+def test_an_empty_folder_can_be_claimed_and_a_new_one_that_stays_empty_is_removed(tmp_path):
     rundir.require_free(tmp_path)
     for run in (tmp_path, tmp_path / "deep" / "run"):
-        with rundir.claimed(run):
+        with rundir.claim(run):
             assert run.is_dir()
     assert tmp_path.is_dir()
     assert not (tmp_path / "deep" / "run").exists()
-    with rundir.claimed(tmp_path / "kept"):
-        rundir.write_config(tmp_path / "kept", {})
-    assert rundir.read_config(tmp_path / "kept") == {}
+    with rundir.claim(tmp_path / "run"):
+        rundir.write_config(tmp_path / "run", {})
+    assert rundir.read_config(tmp_path / "run") == {}
 
 
-def test_a_folder_in_use_is_refused_until_it_is_left(tmp_path):
-    with rundir.claimed(tmp_path):
+def test_a_folder_in_use_is_refused_until_it_is_released(tmp_path):
+    with rundir.claim(tmp_path):
         for _ in range(2):
             with pytest.raises(InputError, match="in use by another process"):
-                rundir.claimed(tmp_path).__enter__()
-    with rundir.claimed(tmp_path):
+                rundir.claim(tmp_path).__enter__()
+    with rundir.claim(tmp_path):
         pass
 
 
-def test_a_folder_that_cannot_be_made(tmp_path):
+def test_a_folder_that_cannot_be_created_is_an_input_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot write .*: Not a directory"):
-        rundir.claimed(tmp_path / "file" / "run").__enter__()
+        rundir.claim(tmp_path / "file" / "run").__enter__()
 
 
 def full_disk(*_, **__):
@@ -82,7 +84,7 @@ def test_a_full_disk_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.replace", full_disk)
     with (
         pytest.raises(InputError, match=r"config.json: No space left on device"),
-        rundir.claimed(tmp_path / "run"),
+        rundir.claim(tmp_path / "run"),
     ):
         rundir.write_config(tmp_path / "run", {})
     assert list(tmp_path.iterdir()) == []
@@ -98,7 +100,7 @@ def test_a_full_disk_leaves_the_older_summary(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
 
 
-def test_a_full_disk_leaves_no_half_figure(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_incomplete_figure(tmp_path, monkeypatch):
     figure = Figure()
     monkeypatch.setattr(figure, "savefig", full_disk)
     with pytest.raises(InputError, match=r"curves.png: No space left"):
@@ -106,8 +108,8 @@ def test_a_full_disk_leaves_no_half_figure(tmp_path, monkeypatch):
     assert list((tmp_path / "figures").iterdir()) == []
 
 
-def test_folders_that_are_no_run(tmp_path):
-    with pytest.raises(InputError, match="is no run folder"):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is not a run folder"):
         rundir.read_config(tmp_path / "none")
     with pytest.raises(InputError, match=r"it has no config.json"):
         rundir.read_config(tmp_path)
@@ -116,24 +118,24 @@ def test_folders_that_are_no_run(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", 10**6 * b"["])
-def test_a_damaged_json_file_is_named(tmp_path, content):
+def test_the_error_names_a_damaged_json_file(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(InputError, match=r"config.json cannot be read") as caught:
         rundir.read_config(tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_plain_file_is_not_opened(tmp_path):
+def test_a_file_that_is_not_regular_is_not_opened(tmp_path):
     """A pipe would wait for its other end, and /dev/zero never ends."""
     os.mkfifo(tmp_path / "config.json")
     (tmp_path / "metrics.jsonl").symlink_to("/dev/zero")
-    with pytest.raises(InputError, match=r"config.json is no plain file"):
+    with pytest.raises(InputError, match=r"config.json is not a regular file"):
         rundir.read_config(tmp_path)
-    with pytest.raises(InputError, match=r"metrics.jsonl is no plain file"):
+    with pytest.raises(InputError, match=r"metrics.jsonl is not a regular file"):
         rundir.read_metrics(tmp_path)
 
 
-def test_nothing_is_written_through_a_link(tmp_path):
+def test_nothing_is_written_through_a_symbolic_link(tmp_path):
     precious, run = tmp_path / "precious", tmp_path / "run"
     precious.write_text("precious")
     run.mkdir()
@@ -144,8 +146,8 @@ def test_nothing_is_written_through_a_link(tmp_path):
     assert precious.read_text() == "precious"
 
 
-def test_half_a_line_of_metrics_is_taken_back(tmp_path):
-    """A limit on the size of files stands in for the end of the disk in the middle of a line."""
+def test_an_incomplete_line_of_metrics_is_removed(tmp_path):
+    """A limit on the size of files stands for a disk that is full in the middle of a line."""
     before, after = resource.getrlimit(resource.RLIMIT_FSIZE)
     rundir.append_metrics(tmp_path, {"epoch": 1})
     resource.setrlimit(resource.RLIMIT_FSIZE, (20, after))
@@ -164,7 +166,7 @@ def test_metrics_that_miss_an_epoch_are_refused(tmp_path):
 
 
 def test_a_file_beyond_the_limit_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(rundir, "LARGEST_JSON", 10)
+    monkeypatch.setattr(rundir, "MAX_JSON_BYTES", 10)
     (tmp_path / "config.json").write_text('{"a": 12345}')
     with pytest.raises(InputError, match="more than 10 bytes"):
         rundir.read_config(tmp_path)

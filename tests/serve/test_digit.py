@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_jax.config import InputError
+from mnist_jax.errors import InputError
 from mnist_jax.serve.digit import to_digit
 from tests.conftest import drawn
 

@@ -18,16 +18,16 @@ import safetensors
 import safetensors.numpy
 
 from mnist_jax import train
-from mnist_jax.config import Activation, Config, InputError
+from mnist_jax.config import Activation, Config
+from mnist_jax.errors import InputError
 from mnist_jax.fit import fit
-from mnist_jax.runs import report
-from mnist_jax.runs.report import Run
+from mnist_jax.runs.results import Run, first_network
 from mnist_jax.serve import export
 from tests.conftest import tiny_arrays
 from tests.serve.test_page import untrained
 from tests.test_cli import call
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "mnist_jax" / "README.md").read_text()
 SERVING = README.partition("## Serving\n")[2].partition("\n## ")[0]
 BLOCKS = dict(zip(export.FORMATS, re.findall(r"```python\n(.*?)```", SERVING, re.S), strict=True))
 TOLERANCE = {"rtol": 0, "atol": 3e-5}  # of logits up to 21, whose last bit is worth 0.2e-5
@@ -57,7 +57,7 @@ def small(tmp_path_factory) -> Run:
 
 def logits_of(run: Run, images: np.ndarray) -> np.ndarray:
     """The logits of the run itself."""
-    return np.asarray(train.predict(run.recipe, report.first_seed(run), images))
+    return np.asarray(train.predict(run.recipe, first_network(run), images))
 
 
 def with_stablehlo(content: bytes, images: np.ndarray) -> np.ndarray:
@@ -215,8 +215,8 @@ def test_safetensors_and_onnx_have_metadata():
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["TMP/none", "--format", "onnx"], "is no run folder"),
-        (["RUN", "--format", "onnx", "--out", "TMP"], "it is a folder; name a file"),
+        (["TMP/none", "--format", "onnx"], "is not a run folder"),
+        (["RUN", "--format", "onnx", "--out", "TMP"], "Is a directory"),
         (["RUN", "--format", "onnx", "--out", "TMP/none/model.onnx"], "cannot write"),
         (["RUN", "--format", "onnx", "--out", "/proc/model"], "cannot write /proc/model"),
         (["RUN", "--format", "pickle"], "pickle"),

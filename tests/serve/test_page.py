@@ -23,15 +23,14 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
 from mnist_jax import model, population
-from mnist_jax.config import Activation, Config, InputError
-from mnist_jax.data import Dataset, Examples
+from mnist_jax.config import Activation, Config
+from mnist_jax.data import Dataset, DataSpec, Examples
+from mnist_jax.errors import InputError
 from mnist_jax.fit import fit
 from mnist_jax.preprocess import to_inputs
-from mnist_jax.runs import report
-from mnist_jax.runs.report import Run
+from mnist_jax.runs.results import Run, first_network
 from mnist_jax.serve import page
 from mnist_jax.serve.digit import bounding_box, centre_by_mass, to_digit
-from mnist_jax.train import default_recipe
 from tests.conftest import tiny_arrays
 from tests.test_cli import call
 
@@ -43,8 +42,9 @@ def untrained(shape=(28, 28), classes=DIGITS, test=60, **options) -> tuple[Run, 
     """A run with random weights and biases, and random data that fit it."""
     train, train_labels, images, labels = tiny_arrays(40, test, *shape, classes=len(classes))
     config = Config(dataset="local", **options)
-    recipe = default_recipe(config, shape[0] * shape[1], len(classes), 200)
-    states = jax.eval_shape(partial(population.init, recipe), population.keys(config.all_seeds))
+    spec = DataSpec(shape, len(classes), 200)
+    setup, networks = population.Setup(config, spec), population.networks_of(config)
+    states = jax.eval_shape(partial(population.init, setup), networks)
     random = np.random.default_rng(7)
 
     def random_leaf(leaf):
@@ -56,7 +56,7 @@ def untrained(shape=(28, 28), classes=DIGITS, test=60, **options) -> tuple[Run, 
     )
     examples = Examples(train, train_labels), Examples(images, labels)
     return (
-        Run(Path("run"), config, shape, classes, (), recipe, states),
+        Run(Path("run"), config, spec, classes, (), states),
         Dataset("local", *examples, classes, ()),
     )
 
@@ -74,7 +74,7 @@ def dequantized(array: dict) -> np.ndarray:
 
 def jax_logits(run: Run, images: np.ndarray) -> np.ndarray:
     """JAX's logits of the first seed."""
-    state = report.first_seed(run)
+    state = first_network(run)
     return np.asarray(run.recipe.model.apply(state.params, {}, to_inputs(images), None)[0])
 
 
@@ -84,7 +84,7 @@ def jax_logits(run: Run, images: np.ndarray) -> np.ndarray:
 def test_all_weights_have_24_bits():
     run, dataset = untrained(hidden=(40, 30))
     layers = data_of(page.html(run, dataset))["layers"]
-    expected = model.layers(report.first_seed(run).params, {})
+    expected = model.dense_layers(first_network(run).params, {})
     assert [layer["units"] for layer in layers] == [40, 30, 10]
     for layer, arrays in zip(layers, expected, strict=True):
         for name in ("kernel", "bias"):
@@ -190,8 +190,8 @@ def test_the_command_writes_the_page_to_out(mnist_run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["TMP/none"], "is no run folder"),
-        (["RUN", "--out", "TMP"], "cannot be used: it is a folder; name a file"),
+        (["TMP/none"], "is not a run folder"),
+        (["RUN", "--out", "TMP"], "Is a directory"),
         (["RUN", "--out", "TMP/none/page.html"], "cannot write"),
         (["RUN", "--out", "/proc/page.html"], "cannot write /proc/page.html"),
         (["RUN", "--data-dir", "TMP/none", "--seed", "1"], "--seed"),
@@ -262,7 +262,7 @@ def numpy_logits(
 ) -> np.ndarray:
     """The logits of one image in NumPy; `masks` has a factor for each hidden unit."""
     values = pixels.ravel() / 255
-    *hidden, last = model.layers(report.first_seed(run).params, {})
+    *hidden, last = model.dense_layers(first_network(run).params, {})
     for layer, mask in zip(hidden, masks or [[1.0]] * len(hidden), strict=True):
         kernel, bias = (np.asarray(array, float) for array in layer)
         values = np.maximum(values @ kernel + bias, 0) * mask
@@ -299,7 +299,7 @@ def test_any_activation_and_the_details_of_its_units(activation, driver, tmp_pat
     images = dataset.test.images
     np.testing.assert_allclose(chromium.logits(driver, images), jax_logits(run, images), atol=1e-4)
 
-    first, second, last = model.layers(report.first_seed(run).params, {})
+    first, second, last = model.dense_layers(first_network(run).params, {})
     act = getattr(jax.nn, activation)
     pixels = jnp.asarray(to_inputs(images[:1])[0])
     sums = pixels @ first.kernel + first.bias
@@ -521,7 +521,7 @@ def votes(driver) -> np.ndarray:
 
 def test_the_votes_of_the_last_layer_add_up_to_the_scores(drawing, mnist_run):
     chromium.draw(drawing, chromium.DIGITS[7])
-    last = model.layers(report.first_seed(mnist_run).params, {})[-1]
+    last = model.dense_layers(first_network(mnist_run).params, {})[-1]
     script = "[...Array(64).keys()].map((unit) => [...contributions(state.pass, 1, unit)])"
     total = np.sum(evaluate(drawing, script), axis=0)
     np.testing.assert_allclose(total + last.bias, page_logits(drawing), atol=1e-4)
@@ -542,7 +542,7 @@ def test_a_unit_shows_its_weights_in_red_and_blue(drawing, mnist_run):
     rgba = np.reshape(evaluate(drawing, script), (784, 4))
     assert box.get_attribute("aria-valuetext").startswith("unit 5, value ")
     red, _, blue, alpha = rgba.T
-    weights = np.asarray(model.layers(report.first_seed(mnist_run).params, {})[0].kernel)[:, 5]
+    weights = np.asarray(model.dense_layers(first_network(mnist_run).params, {})[0].kernel)[:, 5]
     np.testing.assert_allclose(alpha, 255 * np.abs(weights) / np.abs(weights).max(), atol=1)
     strong = alpha > 30
     np.testing.assert_array_equal((red > blue)[strong], (weights > 0)[strong])
@@ -553,7 +553,7 @@ def test_the_strongest_connections_are_the_largest_products(drawing, mnist_run):
     chromium.draw(drawing, chromium.DIGITS[4])
     values = np.array(evaluate(drawing, "[...state.pass.activations[1]]"))
     after = np.array(evaluate(drawing, "[...state.pass.activations[2]]"))
-    kernel = np.asarray(model.layers(report.first_seed(mnist_run).params, {})[1].kernel)
+    kernel = np.asarray(model.dense_layers(first_network(mnist_run).params, {})[1].kernel)
     products = values[:, None] * kernel * (after > 0)
     expected = np.sort(np.abs(products).ravel())[:-49:-1]
     connections = np.array(evaluate(drawing, "strongestConnections(state.pass, 1, 48)"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_jax.config import InputError
+from mnist_jax.errors import InputError
 from mnist_jax.serve import photo
 from mnist_jax.serve.digit import to_digit
 from mnist_jax.serve.photo import read_photo

@@ -26,21 +26,20 @@ config = Config(
 
 import jax  # noqa: E402
 
-from mnist_jax import population, train  # noqa: E402
+from mnist_jax import population  # noqa: E402
 
 images = asked["images"]
-recipe = train.default_recipe(config, 784, 10, images)
+setup = population.Setup(config, data.DataSpec((28, 28), 10, images))
 training = jax.device_put(Examples(mnist.train.images[:images], mnist.train.labels[:images]))
-keys = population.keys(config.all_seeds)
-side_by_side, _ = population.compile_ahead(recipe, keys, training, mnist.test, config.batch_size)
-states = population.init(recipe, keys)
+networks = population.networks_of(config)
+population.compile_programs(setup, networks, training, mnist.test)
+states = population.init(setup, networks)
 for _ in range(config.epochs):
     start = time.perf_counter()
-    states, metrics = population.train_epoch(
-        recipe, states, training, keys, config.batch_size, side_by_side
-    )
+    states, metrics = population.train_epoch(setup, states, networks, training)
     jax.block_until_ready(metrics)
     seconds, errors = time.perf_counter() - start, None
     if asked["evaluate"]:
-        errors = int(jax.device_get(population.evaluate(recipe, states, mnist.test)).errors[0])
+        evaluation = population.evaluate(setup, states, networks, mnist.test)
+        errors = int(jax.device_get(evaluation).errors[0])
     common.report("epoch", seconds=seconds, errors=errors)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnist_jax import data, population, train
+from mnist_jax import data, population
 from mnist_jax.config import Config
 from mnist_jax.data import Examples
 
@@ -59,10 +59,10 @@ inputs, kernels = jax.device_put((inputs, kernels))
 config = Config(
     seed=asked["seed"], batch_size=BATCH, hidden=tuple(asked["hidden"]), learning_rate=1e-4
 )
-recipe = train.default_recipe(config, 784, 10, asked["images"])
-keys = population.keys(config.all_seeds)
-side_by_side, _ = population.compile_ahead(recipe, keys, training, mnist.test, BATCH)
-states = population.init(recipe, keys)
+setup = population.Setup(config, data.DataSpec((28, 28), 10, asked["images"]))
+networks = population.networks_of(config)
+population.compile_programs(setup, networks, training, mnist.test)
+states = population.init(setup, networks)
 chain_ms, step_ms, best_gflops = [], [], []
 kind = jnp.bfloat16 if asked["precision"] == "bfloat16" else jnp.float32
 squares = [jax.random.normal(jax.random.key(0), (side, side), kind) for side in SIDES]
@@ -72,7 +72,7 @@ for _ in range(asked["turns"]):
     gradients = jax.block_until_ready(chain(inputs, kernels))
     chain_ms.append((time.perf_counter() - start) / STEPS * 1e3)
     start = time.perf_counter()
-    states, metrics = population.train_epoch(recipe, states, training, keys, BATCH, side_by_side)
+    states, metrics = population.train_epoch(setup, states, networks, training)
     jax.block_until_ready(metrics)
     step_ms.append((time.perf_counter() - start) / STEPS * 1e3)
     for square in squares:

@@ -1,0 +1,171 @@
+"""The mesh of devices, and where networks, batches and data are placed on it."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from mnist_jax.errors import InputError, unusable
+
+PyTree = Any
+
+MeshShape = tuple[int, int]
+"""The devices that networks are sharded over, and those that each batch is sharded over."""
+
+AXES = ("networks", "images")
+
+SHARDS_BOTH_AXES = jax.__version_info__ >= (0, 8)
+"""JAX 0.7 cannot shard the batches of networks that are sharded."""
+
+USABLE_MEMORY = 0.75
+"""Fraction of the free memory that networks may take; the rest is for the compiler and the host."""
+
+
+def parse_mesh_shape(text: str | None) -> MeshShape | None:
+    """The mesh shape that the command line spells as 4x2.
+
+    Raises:
+        InputError: `text` is not a mesh shape.
+    """
+    if text is None:
+        return None
+    parts = text.split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise unusable("--mesh", text, "two numbers of devices, such as 4x2")
+    return int(parts[0]), int(parts[1])
+
+
+def mesh_shape(
+    networks: int, batch_size: int, requested: MeshShape | None = None, padded: bool = False
+) -> MeshShape:
+    """The shape of the mesh for so many networks.
+
+    Without `requested`, as many devices as possible take networks, which need no communication,
+    and those that are left share the batches. If the networks are `padded` with copies, any number
+    of them can be sharded.
+
+    Raises:
+        InputError: the devices, the networks or the batches cannot be divided as requested.
+    """
+    if requested is None:
+        return _largest_shape(networks, batch_size, padded)
+    count, several_processes = jax.device_count(), jax.process_count() > 1
+    across, within = requested
+    problem = None
+    if several_processes and across * within != count:
+        problem = f"all {count} devices of these processes"
+    elif across * within > count:
+        problem = f"at most the {count} device{'s' if count > 1 else ''} here"
+    elif min(requested) > 1 and not SHARDS_BOTH_AXES:
+        problem = "a 1 on one side with this version of JAX; 0.8 can divide both"
+    elif networks % across and not padded:
+        problem = f"first a number that divides the {networks} networks"
+    elif batch_size % within:
+        problem = f"last a number that divides --batch-size {batch_size}"
+    if problem:
+        raise unusable("--mesh", mesh_name(requested), problem)
+    return requested
+
+
+def _largest_shape(networks: int, batch_size: int, padded: bool) -> MeshShape:
+    count = jax.device_count()
+    across = count if padded and networks > count else math.gcd(networks, count)
+    within = math.gcd(batch_size, count // across) if SHARDS_BOTH_AXES or across == 1 else 1
+    if jax.process_count() == 1 or across * within == count:
+        return across, within
+    if padded:
+        return count, 1
+    raise InputError(
+        f"{networks} networks and --batch-size {batch_size} cannot be divided among all {count} "
+        f"devices of these processes; choose multiples of {count}"
+    )
+
+
+def mesh_name(shape: MeshShape) -> str:
+    """`shape` as the command line spells it."""
+    return f"{shape[0]}x{shape[1]}"
+
+
+@contextmanager
+def use_mesh(shape: MeshShape) -> Iterator[None]:
+    """Makes the functions of `population` compute on a mesh of `shape`; one device needs none."""
+    if shape == (1, 1):
+        yield
+        return
+    with jax.set_mesh(_make_mesh(shape)):
+        yield
+
+
+def _make_mesh(shape: MeshShape) -> Mesh:
+    devices = jax.devices()[: math.prod(shape)]
+    return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * 2)
+
+
+def shard(tree: PyTree) -> PyTree:
+    """`tree`, whose leaves have a leading axis of networks, with each part on its device."""
+    return put(tree, _network_sharding())
+
+
+def sharded_shapes(tree: PyTree) -> PyTree:
+    """The shapes of `tree`, as those of the arrays that `shard` returns."""
+    sharding = _network_sharding()
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
+def replicate(tree: PyTree) -> PyTree:
+    """`tree` on every device."""
+    return put(tree, replicated_sharding())
+
+
+def replicated_sharding() -> NamedSharding | None:
+    """The sharding of what `replicate` returns; None without a mesh."""
+    return _sharding(jax.P())
+
+
+def _network_sharding() -> NamedSharding | None:
+    # Compiled programs drop the name of an axis of length 1.
+    across = jax.sharding.get_abstract_mesh().shape.get("networks", 1)
+    return _sharding(jax.P("networks") if across > 1 else jax.P())
+
+
+def _sharding(spec: jax.P) -> NamedSharding | None:
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return NamedSharding(_make_mesh((sizes["networks"], sizes["images"])), spec) if sizes else None
+
+
+def put(tree: PyTree, sharding: NamedSharding | None) -> PyTree:
+    """`tree` with that sharding; None is the only device."""
+    if sharding is None or jax.process_count() == 1:
+        return jax.device_put(tree, sharding) if jax.tree.leaves(tree) else tree
+
+    def put_leaf(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return leaf  # computed on all processes already
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put_leaf, tree)
+
+
+def gather_to_host(tree: PyTree) -> PyTree:
+    """`tree` as NumPy arrays of its own memory, complete in every process."""
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.tree.map(np.array, jax.device_get(tree))
+
+
+def free_bytes() -> int:
+    """The memory on each device that networks may take."""
+    import psutil  # a hundredth of a second
+
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(USABLE_MEMORY * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    return int(USABLE_MEMORY * psutil.virtual_memory().available / jax.local_device_count())

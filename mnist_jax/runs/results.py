@@ -1,0 +1,248 @@
+"""A trained run: read back from its folder, tested, and asked for its answers."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from mnist_jax import data, population
+from mnist_jax.config import MAX_COUNT, Config, from_json
+from mnist_jax.data import Dataset, DataSpec, Examples
+from mnist_jax.data.loader import plan_shards
+from mnist_jax.errors import InputError
+from mnist_jax.model import Layer, dense_layers
+from mnist_jax.parallel.mesh import gather_to_host
+from mnist_jax.population import Networks, Setup
+from mnist_jax.preprocess import AnyArray, Images
+from mnist_jax.runs import checkpoint, rundir
+from mnist_jax.runs.rundir import Json
+from mnist_jax.train import MakeRecipe, Recipe, TrainState, default_recipe
+
+
+class Run(NamedTuple):
+    """The networks of a run, just trained or read back from its folder."""
+
+    path: Path
+    config: Config
+    spec: DataSpec
+    class_names: tuple[str, ...]
+    data_sha256: tuple[str, ...]  # as in Dataset
+    states: TrainState  # every leaf with a leading axis of seeds
+    make_recipe: MakeRecipe = default_recipe
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of an image."""
+        return self.spec.image_shape
+
+    @property
+    def setup(self) -> Setup:
+        """What the functions of `population` are compiled for."""
+        return Setup(self.config, self.spec, self.make_recipe)
+
+    @property
+    def networks(self) -> Networks:
+        """The keys and hyperparameters of the networks."""
+        return population.networks_of(self.config)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The ingredients, with the hyperparameters of the config."""
+        return self.make_recipe(self.config, self.config.hparams, self.spec)
+
+
+def load_run(path: Path) -> Run:
+    """The run in folder `path`, read with the default recipe of its config.
+
+    Of a run that did not finish, this is the newest checkpoint. A line on standard error says so,
+    and also if the run was trained with another recipe, whose network may be a different one.
+
+    Raises:
+        InputError: there is no run, it has no checkpoint yet, or it is damaged.
+    """
+    metadata = rundir.read_config(path)
+    config, data_info = parse_config(metadata, path)
+    if metadata["recipe"] != default_recipe.__name__:
+        print(
+            f"{path} was trained with the recipe {metadata['recipe']}, and is read with the "
+            "default one; that is right only if network and preprocessing are the same",
+            file=sys.stderr,
+        )
+    folders = checkpoint.all_of(path)
+    if not folders:
+        raise InputError(f"{path} has no checkpoint, as it did not finish; {rundir.REMEDY}")
+    folder = folders[0]
+    if not checkpoint.is_intact(folder):
+        raise InputError(f"{folder} is damaged; {rundir.REMEDY}")
+    if {**metadata, "data_dir": 0} != {**rundir.read_config(folder), "data_dir": 0}:
+        raise InputError(
+            f"{path / 'config.json'} differs from the one in {folder}; {rundir.REMEDY}"
+        )
+    if not _metrics_bytes(path).startswith(_metrics_bytes(folder)):
+        raise InputError(
+            f"{path / 'metrics.jsonl'} differs from the one in {folder}; {rundir.REMEDY}"
+        )
+    if not is_finished(path, folder):
+        epoch = len(rundir.read_metrics(folder))
+        print(f"{path} is not finished: this is its state after epoch {epoch}", file=sys.stderr)
+    class_names = tuple(data_info["class_names"])
+    images_used = plan_shards(config, data_info["train_images"]).images_used
+    spec = DataSpec(tuple(data_info["image_shape"]), len(class_names), images_used)
+    networks = population.networks_of(config)
+    shapes = jax.eval_shape(partial(population.init, Setup(config, spec)), networks)
+    states = checkpoint.load(folder, shapes)
+    return Run(path, config, spec, class_names, tuple(data_info["sha256"]), states)
+
+
+def _metrics_bytes(folder: Path) -> bytes:
+    try:
+        return rundir.read_bytes(folder / "metrics.jsonl")
+    except OSError:
+        return b""
+
+
+def is_finished(path: Path, folder: Path) -> bool:
+    """Whether the summary of the run in `path` describes its checkpoint in `folder`."""
+    try:
+        return rundir.read_summary(path).get("steps") == int(folder.name)
+    except InputError:
+        return False
+
+
+def parse_config(metadata: Json, folder: Path) -> tuple[Config, Json]:
+    """The config and the description of the data that `folder`/config.json holds.
+
+    Raises:
+        InputError: its content is not what a run writes.
+    """
+    try:
+        extra = {name: metadata[name] for name in ("recipe", "data", "environment")}
+        config = from_json({name: value for name, value in metadata.items() if name not in extra})
+        data_info = extra["data"]
+        sizes = [*data_info["image_shape"], data_info["test_images"], data_info["train_images"]]
+        texts = [extra["recipe"], *data_info["class_names"], *data_info["sha256"]]
+        texts += extra["environment"].values()
+        is_valid = len(data_info["image_shape"]) == 2
+        is_valid &= all(type(size) is int and 0 < size <= MAX_COUNT**2 for size in sizes)
+        is_valid &= data_info["image_shape"][0] * data_info["image_shape"][1] <= MAX_COUNT
+        is_valid &= all(isinstance(text, str) for text in texts)
+        if not is_valid:
+            raise InputError(f"data of {data_info}")
+    except (InputError, LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = error if isinstance(error, InputError) else repr(error)
+        raise InputError(
+            f"{folder / 'config.json'} cannot be used ({reason}); {rundir.REMEDY}"
+        ) from None
+    return config, data_info
+
+
+def load_data(run: Run, data_dir: Path | None = None) -> Dataset:
+    """The data that `run` was trained on, from `data_dir` if they have moved.
+
+    Raises:
+        InputError: the data are not found, or are other data.
+    """
+    dataset = data.load(run.config.dataset, data_dir or run.config.data_dir)
+    if dataset.sha256 != run.data_sha256:
+        raise InputError(
+            f"{dataset.name} is not what {run.path} was trained on: its images or labels differ; "
+            "name the folder of its data with --data-dir"
+        )
+    return dataset
+
+
+def measure(run: Run, examples: Examples) -> Json:
+    """The test results of a summary. Their standard deviation (n - 1) is None for one seed."""
+    with memory_errors(run.config):
+        arguments = run.setup, run.states, run.networks
+        evaluation = gather_to_host(population.evaluate(*arguments, examples))
+        ensemble_errors = {}
+        if run.config.seeds > 1:
+            logits = gather_to_host(population.predict(*arguments, examples.images))
+            wrong = ensemble(logits) != examples.labels
+            ensemble_errors["test_errors_of_ensemble"] = int(wrong.sum())
+    confusion = evaluation.confusion.sum(axis=0)
+    percent = 100 * evaluation.errors / len(examples.labels)
+    by_class = 100 * np.diag(confusion) / np.maximum(confusion.sum(axis=1), 1)
+    return {
+        "test_errors": evaluation.errors.tolist(),
+        "test_error_percent_mean": float(percent.mean()),
+        "test_error_percent_std": float(percent.std(ddof=1)) if len(percent) > 1 else None,
+        "test_loss": evaluation.loss.tolist(),
+        "class_accuracy_percent": dict(zip(run.class_names, by_class.tolist(), strict=True)),
+        "confusion": confusion.tolist(),  # summed over seeds
+        **ensemble_errors,
+    }
+
+
+def ensemble(logits: Float[AnyArray, "networks n classes"]) -> Int[np.ndarray, "n"]:
+    """The class with the highest mean probability over the networks, for each image."""
+    return np.asarray(jax.nn.softmax(logits).mean(axis=0).argmax(axis=-1))
+
+
+def summary_line(summary: Json) -> str:
+    """The test result of a summary in one line."""
+    errors, std = summary["test_errors"], summary["test_error_percent_std"]
+    accuracy = f"{100 - summary['test_error_percent_mean']:.2f}"
+    if std is not None:
+        accuracy += f" +/- {std:.2f}"
+    return (
+        f"{summary['dataset']} test accuracy {accuracy} % (n = {len(errors)}): "
+        f"{', '.join(map(str, errors))} of {summary['test_images']:,} images misread, "
+        f"loss {np.mean(np.array(summary['test_loss'], float)):.4f}"
+    )
+
+
+def first_network(run: Run) -> TrainState:
+    """The state of the network of the first seed, which figures and exports show."""
+    return jax.tree.map(lambda leaf: leaf[0], run.states)
+
+
+def first_layers(run: Run) -> tuple[Layer, ...]:
+    """The dense layers of the network of the first seed, which is an MLP.
+
+    Raises:
+        InputError: it diverged.
+    """
+    state = first_network(run)
+    layers = dense_layers(state.eval_params, state.model_state)
+    if not all(bool(jnp.isfinite(array).all()) for layer in layers for array in layer):
+        raise InputError(
+            f"the network of {run.path} diverged: some weights are not finite; train it with a "
+            f"--learning-rate below {run.config.learning_rate}"
+        )
+    return layers
+
+
+def probabilities(run: Run, images: Images) -> Float[np.ndarray, "n classes"]:
+    """The probabilities that the network of the first seed gives the classes of each image."""
+    with memory_errors(run.config):
+        logits = population.predict(run.setup, run.states, run.networks, images)
+    logits = np.asarray(logits)[0]
+    with np.errstate(invalid="ignore"):  # a network that diverged has nan for an answer
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return odds / odds.sum(axis=1, keepdims=True)
+
+
+@contextmanager
+def memory_errors(config: Config) -> Iterator[None]:
+    """Where the memory of the device or the host runs out, says which sizes to lower."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "out of memory" not in str(error).lower():
+            raise
+        flags = [f"--hidden {' '.join(map(str, config.hidden))}", f"--seeds {config.seeds}"]
+        if config.shard_images:
+            flags.append(f"--shard-images {config.shard_images}")
+        raise InputError(
+            "the networks do not fit into memory; lower "
+            f"{', '.join(flags)} or --batch-size {config.batch_size}"
+        ) from None

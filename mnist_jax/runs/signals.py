@@ -1,0 +1,61 @@
+"""Ctrl-C and SIGTERM: training ends after the epoch and is saved; everything else ends at once."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+import tqdm  # noqa: F401  `say` needs it, and a signal handler may not import it
+
+from mnist_jax.errors import say
+from mnist_jax.model import PyTree
+
+POLL_SECONDS = 0.002
+"""How often a wait for the device lets Python handle signals."""
+
+
+class Shutdown:
+    """The signal that asked for the end of training, or 0."""
+
+    signal_number: int = 0
+
+
+@contextmanager
+def graceful_shutdown() -> Iterator[Shutdown]:
+    """Notes the first SIGINT or SIGTERM; a second SIGINT raises KeyboardInterrupt.
+
+    Schedulers may send SIGTERM twice. A signal that the parent process ignores, as nohup has it,
+    stays ignored. Python handles signals only in the main thread: elsewhere this does nothing.
+    """
+    shutdown = Shutdown()
+    if threading.current_thread() is not threading.main_thread():
+        yield shutdown
+        return
+
+    def handle(number: int, _: object) -> None:
+        if shutdown.signal_number and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not shutdown.signal_number:
+            shutdown.signal_number = number
+            name = signal.Signals(number).name
+            say(f"{name}: training ends after this epoch; Ctrl-C stops it at once")
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    handled = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
+    previous = [signal.signal(number, handle) for number in handled]
+    try:
+        yield shutdown
+    finally:
+        for number, handler in zip(handled, previous, strict=True):
+            signal.signal(number, handler)
+
+
+def wait(tree: PyTree) -> None:
+    """Waits until the arrays of `tree` are computed, and lets Python handle signals meanwhile.
+
+    `jax.block_until_ready` returns to Python only when the device is done with the whole epoch.
+    """
+    while not all(leaf.is_ready() for leaf in jax.tree.leaves(tree)):
+        time.sleep(POLL_SECONDS)
