@@ -1,10 +1,11 @@
 """10 GB of images train the default network in 0.85 GB of memory, at 0.98 of the speed of MNIST in
 memory, and a run that is killed in the middle and resumed ends with the same bits (two CPU cores).
+The committed numbers are of an earlier version, which trained for one epoch and resumed in it.
 
     python experiments/studies/larger_than_memory.py
 
 writes copies of MNIST's training images, moved and noisy, to a temporary folder, has `mnist-jax
-train` train the default network on them for an epoch, and asks the system for the most memory that
+train` train the default network on them for two epochs, and asks the system for the most memory that
 it had. It does the same again, but is killed in the middle by SIGKILL, goes on with --resume, and
 all that both leave is compared. Then, in turn in one process, it trains on a shard of the large set
 while the next one is read, and for an epoch on MNIST in memory: the ratio of their images a second

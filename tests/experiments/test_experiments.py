@@ -20,6 +20,7 @@ import width_by_data
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 README = (EXPERIMENTS.parent / "README.md").read_text()
+HANDBOOK = (EXPERIMENTS.parent / "mnist_jax" / "README.md").read_text()
 
 
 @pytest.mark.long
@@ -93,7 +94,7 @@ def test_a_checkpoint_costs_what_is_said():
     epoch = np.median(seconds[:, 2] + seconds[:, 3]) / 2
     cost = np.median(seconds[:, 0] + seconds[:, 1] - seconds[:, 2] - seconds[:, 3])
     assert len(seconds) == 100
-    assert f"adds {cost:.3f} s to an epoch of {epoch:.2f} s" in README
+    assert f"adds {cost:.3f} s to an epoch of {epoch:.2f} s" in " ".join(HANDBOOK.split())
     assert cost / 60 < 0.03  # of an epoch, at one a minute
 
 
@@ -109,7 +110,7 @@ def test_what_is_larger_than_memory_is_killed_and_goes_on(mnist_dir, tmp_path):
     found = json.loads(results.read_text())
     assert (found["images"], found["shards"]) == (127_551, 7)
     assert found["same_bits"]
-    assert found["steps"] // 2 <= found["killed_at_step"] <= found["steps"]
+    assert found["killed_at_step"] == found["steps"]  # the end of the first of two epochs
     assert found["claim"] in done.stdout
     assert all(len(speeds) == 2 for speeds in found["images_per_second"].values())
 
@@ -124,7 +125,7 @@ def test_the_committed_training_on_10_gb_is_what_is_claimed():
     assert found["steps"] // 2 <= found["killed_at_step"] < found["steps"]
     shards, memory = found["images_per_second"].values()
     assert f"{np.median(np.divide(shards, memory)):.2f} of the speed" in claim
-    assert f"{max(found['peak_bytes']) / 1e9:.2f} GB of memory" in README
+    assert f"{max(found['peak_bytes']) / 1e9:.2f} GB of memory" in " ".join(HANDBOOK.split())
 
 
 @pytest.mark.long
