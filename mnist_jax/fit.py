@@ -71,14 +71,14 @@ def fit(
         Interrupted: Ctrl-C or SIGTERM came. What was done is saved.
         SaveError: the run ended, but could not be saved.
     """
-    clock = Clock(started)
+    clock, config = Clock(started), validate(config)
     if resume and not out:
         raise InputError("--resume needs --out RUN, the folder of the run to resume")
     if out and multihost.is_primary():
         rundir.require_free(out, resume)
     with clock.measure("data"):
         dataset = dataset or data.load(config.dataset, config.data_dir)
-        config = resolve(validate(config), dataset)
+        config = resolve(config, dataset)
         training, validation = data.train_val_split(dataset.train, config.validation_images)
     shape = mesh_shape(config.seeds, config.batch_size, mesh)
     metadata = run_metadata(config, make_recipe, dataset, shape)
@@ -238,7 +238,7 @@ def _default_callbacks() -> list[Callback]:
 
 
 def _untrained(path: Path, config: Config, make_recipe: MakeRecipe, dataset: Dataset) -> Run:
-    """The run with the shapes of its states. Raises InputError if the config does not fit."""
+    """The run with shapes for states. Tracing them also checks that the config fits the data."""
     images = len(dataset.train.labels) - config.validation_images
     spec = dataset.spec._replace(train_images=plan_shards(config, images).images_used)
     networks = population.networks_of(config)
@@ -261,9 +261,9 @@ def resolve(config: Config, dataset: Dataset) -> Config:
 
 def _common_metadata(metadata: Json) -> Json:
     """What all processes of a run must agree on."""
-    own = ("data_dir", "environment", "device", "processor")
+    differs_by_process = ("data_dir", "environment", "device", "processor")
     fields = {**metadata, **metadata["environment"]}
-    return {name: value for name, value in fields.items() if name not in own}
+    return {name: value for name, value in fields.items() if name not in differs_by_process}
 
 
 def _print_start(run: Run, metadata: Json) -> None:

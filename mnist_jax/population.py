@@ -37,12 +37,12 @@ class Setup(NamedTuple):
     make_recipe: MakeRecipe = train.default_recipe
 
     def recipe(self, hparams: Hparams) -> Recipe:
-        """The recipe of one network, whose batches the mesh may shard."""
+        """One network's recipe; its batches are sharded if there is a mesh for that."""
         return shard_batches(self.make_recipe(self.config, hparams, self.spec))
 
 
 class Networks(NamedTuple):
-    """What tells networks of one program apart, with an axis of networks on every leaf."""
+    """What tells the networks of a program apart; every leaf has a leading axis of networks."""
 
     keys: Key[Array, "networks"]
     hparams: Hparams
@@ -108,7 +108,7 @@ def init(setup: Setup, networks: Networks) -> TrainState:
 def train_epoch(
     setup: Setup, states: TrainState, networks: Networks, examples: Examples
 ) -> tuple[TrainState, Metrics]:
-    """One pass of every network over the same images, each in its own order."""
+    """One pass of every network over the same images, each seed in its own order."""
     size = vmap_size(states)
 
     def train_all(
@@ -128,9 +128,9 @@ def train_epoch(
 
 
 def vmap_size(states: TrainState) -> int:
-    """How many of these networks (or of their shapes) a device trains at once, to be fastest.
+    """How many networks a device trains at once; `states` may be shapes.
 
-    On an accelerator all of its own, on a CPU as many as fit its cache.
+    On an accelerator these are all of its own, on a CPU as many as fit its cache.
     """
     count = len(states.step) // jax.sharding.get_abstract_mesh().shape.get("networks", 1)
     if jax.default_backend() != "cpu":
@@ -196,7 +196,8 @@ def evaluate(
 def compile_programs(setup: Setup, networks: Networks, training: PyTree, test: PyTree) -> int:
     """Compiles `init`, `train_epoch` and `evaluate` for these arguments, all at the same time.
 
-    Their calls then start at once. One compilation alone leaves half of two cores idle.
+    Later calls with such arguments find the compiled programs in JAX's cache and start at once. One
+    compilation alone leaves half of two cores idle.
 
     Returns: the bytes on a device that the largest program takes, or 0 where that is not known.
     """

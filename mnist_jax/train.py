@@ -24,7 +24,7 @@ INIT, ORDER, NOISE, RECALIBRATE = range(4)
 """The streams of random numbers that a seed's key splits into."""
 
 EVALUATION_BATCH = 1000
-"""Images evaluated at once. It is fixed, so that an image has the same logits in any data set."""
+"""Images evaluated at once: fixed, so that the size of a data set does not change the logits."""
 
 LossFunction = Callable[
     [Model, PyTree, PyTree, Inputs, Labels, Key[Array, ""]],
@@ -49,21 +49,21 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """How training went, dropout included: for a step, or summed up over an epoch."""
+    """How a step or an epoch of training went, dropout included."""
 
-    loss: Float[AnyArray, "*seeds"]  # mean over the images
-    errors: Int[AnyArray, "*seeds"]  # images misclassified
-    finite_steps: Int[AnyArray, "*seeds"]  # steps before the first loss that is inf or nan
+    loss: Float[AnyArray, "*networks"]  # mean over the images
+    errors: Int[AnyArray, "*networks"]  # images misclassified
+    finite_steps: Int[AnyArray, "*networks"]  # steps before the first loss that is inf or nan
 
 
 class Evaluation(NamedTuple):
     """How a set of images is classified; each image counts once."""
 
-    loss: Float[AnyArray, "*seeds"]  # mean over the images
-    confusion: Int[AnyArray, "*seeds classes classes"]  # [i, j]: images of class i taken for j
+    loss: Float[AnyArray, "*networks"]  # mean over the images
+    confusion: Int[AnyArray, "*networks classes classes"]  # [i, j]: images of class i taken for j
 
     @property
-    def errors(self) -> Int[AnyArray, "*seeds"]:
+    def errors(self) -> Int[AnyArray, "*networks"]:
         """Images misclassified."""
         return self.confusion.sum((-2, -1)) - self.confusion.trace(axis1=-2, axis2=-1)
 
@@ -96,11 +96,16 @@ class Recipe(NamedTuple):
     optimizer: optax.GradientTransformation
     loss: LossFunction = cross_entropy
     preprocess: Callable[[Images], Inputs] = to_inputs
-    augment: Callable[[Key[Array, ""], Images], Images] = no_augmentation  # pixels in [0, 255]
+    augment: Callable[[Key[Array, ""], Images], Images] = no_augmentation  # of pixels in [0, 255]
     ema_decay: Scalar | None = None  # of the moving average of the parameters
 
 
 MakeRecipe = Callable[[Config, Hparams, DataSpec], Recipe]
+"""Makes the recipe of one network while a program is traced.
+
+The config is static: branch on it. The hyperparameters are that network's own numbers, and may be
+traced: compute with them. In a sweep the config has the largest value of each.
+"""
 
 
 def default_recipe(config: Config, hparams: Hparams, spec: DataSpec) -> Recipe:
@@ -179,8 +184,8 @@ def train_epoch(
     # twice in case two of them are equal. Here those keep their order, once in 2**32 pairs.
     order = jnp.argsort(jax.random.bits(epoch_key, labels.shape))[: steps * batch_size]
 
-    def step(state: TrainState, batch: Int[Array, "batch"]) -> tuple[TrainState, Metrics]:
-        return train_step(recipe, state, Examples(images[batch], labels[batch]), key)
+    def step(state: TrainState, indices: Int[Array, "batch"]) -> tuple[TrainState, Metrics]:
+        return train_step(recipe, state, Examples(images[indices], labels[indices]), key)
 
     state, metrics = jax.lax.scan(step, state, order.reshape(steps, batch_size))
     finite_steps = jnp.cumprod(metrics.finite_steps).sum()
@@ -190,7 +195,7 @@ def train_epoch(
 def recalibrate(
     recipe: Recipe, state: TrainState, images: Images, key: Key[Array, ""]
 ) -> TrainState:
-    """`state` with the batch statistics of its evaluated parameters on the training `images`.
+    """`state` with the batch statistics that `eval_params` have on the training `images`.
 
     The images are augmented as in training, which is what the parameters were trained for. Training
     never reads these statistics, so it may go on from the result as well as from `state`.

@@ -3,10 +3,9 @@
     python experiments/studies/resuming.py --results experiments/results/resuming.json
 
 trains the default network on MNIST with a checkpoint after every fourth epoch, and takes the wall
-clock between the lines that it prints. A state is copied at the end of one epoch and written
-during the next, so of every four epochs two bear a checkpoint and the two after them none. Each
-such pair is compared with its neighbour, as a machine's speed drifts by more in a minute than a
-checkpoint costs.
+clock between the lines that it prints. Of every four epochs, the first two are those around a
+checkpoint, and the other two have none. Each such pair is compared with the next one, as the speed
+of a machine drifts by more in a minute than a checkpoint costs.
 """
 
 import dataclasses

@@ -29,7 +29,10 @@ class Callback:
         """Before the first epoch; `history` has the metrics of epochs before a resume."""
 
     def on_epoch_end(self, metrics: Json, state: TrainState) -> None:
-        """After each epoch, with its line of metrics.jsonl and the states of all networks."""
+        """After each epoch, with its line of metrics.jsonl and the states of all networks.
+
+        The next epoch reuses the memory of `state`: copy what you keep.
+        """
 
     def on_run_end(self, summary: Json) -> None:
         """When summary and figures are in the run folder."""

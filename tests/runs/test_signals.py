@@ -103,6 +103,7 @@ def test_ctrl_c_after_a_signal_stops_in_the_middle_of_an_epoch(tmp_path, first):
             pass
         process.send_signal(first[0])
         assert "training ends after this epoch" in process.stderr.readline()
+        time.sleep(3)  # by then the device computes, and Python waits
         for number in (*first[1:], signal.SIGINT):
             process.send_signal(number)
         assert process.stderr.readline() == "mnist-jax: interrupted\n"
