@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,8 @@ def is_live() -> bool:
 
 def progress_bar(*args: Any, **options: Any) -> "tqdm":
     """tqdm's bar in a terminal or notebook, and no bar elsewhere."""
-    from tqdm.auto import tqdm  # a tenth of a second, which commands without a bar save
+    with warnings.catch_warnings(action="ignore"):  # that a notebook has no ipywidgets
+        from tqdm.auto import tqdm  # a tenth of a second, which commands without a bar save
 
     return tqdm(*args, disable=not is_live(), dynamic_ncols=True, **options)
 
