@@ -7,9 +7,9 @@ The committed numbers are of an earlier version, which trained for one epoch and
 writes copies of MNIST's training images, moved and noisy, to a temporary folder, has `mnist-jax
 train` train the default network on them for two epochs, and asks the system for the most memory
 that it had. It does the same again, but is killed in the middle by SIGKILL, goes on with --resume,
-and all that both leave is compared. Then, in turn in one process, it trains on a shard of the large set
-while the next one is read, and for an epoch on MNIST in memory: the ratio of their images a second
-is the median of all such pairs.
+and all that both leave is compared. Then, in turn in one process, it trains on a shard of the large
+set while the next one is read, and for an epoch on MNIST in memory: the ratio of their images a
+second is the median of all such pairs.
 """
 
 import dataclasses
