@@ -125,7 +125,7 @@ def speeds(mnist: Dataset, large: Dataset, config: Config, rounds: int) -> dict[
     networks, sides = population.networks_of(Config()), {}
     for name, loader in feeds.items():
         setup = population.Setup(Config(), DataSpec((28, 28), 10, loader.shards.images_used))
-        shards = (each for epoch in range(1, rounds + 1) for each in loader.epoch(epoch))
+        shards = (each for epoch in range(1, rounds + 2) for each in loader.epoch(epoch))
         sides[name] = setup, shards, population.init(setup, networks)
         found[name] = []
     for _ in range(rounds + 1):
