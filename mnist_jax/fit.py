@@ -29,8 +29,8 @@ from mnist_jax.runs import rundir
 from mnist_jax.runs.callbacks import Callback, LiveFigure, ProgressBar, StopTraining
 from mnist_jax.runs.checkpointer import Checkpointer, open_run
 from mnist_jax.runs.figures import save_figures
-from mnist_jax.runs.metadata import device_name, run_metadata
-from mnist_jax.runs.records import all_diverged, epoch_record, note_divergence, summarize
+from mnist_jax.runs.metadata import device_name, require_same_in_all_processes, run_metadata
+from mnist_jax.runs.records import all_diverged, epoch_record, summarize
 from mnist_jax.runs.results import Run, measure, memory_errors, summary_line
 from mnist_jax.runs.rundir import Json
 from mnist_jax.runs.signals import Shutdown, graceful_shutdown, wait
@@ -82,13 +82,13 @@ def fit(
         training, validation = data.train_val_split(dataset.train, config.validation_images)
     shape = mesh_shape(config.seeds, config.batch_size, mesh)
     metadata = run_metadata(config, make_recipe, dataset, shape)
-    multihost.require_same(_common_metadata(metadata))
+    require_same_in_all_processes(metadata)
     out = Path(multihost.broadcast_from_primary(lambda: str(out or rundir.new_path(config))))
     run = _untrained(out, config, make_recipe, dataset)
 
     with memory_errors(config), open_run(out, metadata, save_options, resume) as checkpointer:
         if checkpointer.is_finished:
-            checkpointer.repair()
+            checkpointer.begin()
             print(f"{out} is already finished", flush=True)
             return run._replace(states=checkpointer.restore(run.states))
         _print_start(run, metadata)
@@ -119,10 +119,11 @@ def fit(
             summary |= {"resumed_from_epoch": resumed_from_epoch, "seconds": clock.seconds}
             try:
                 with clock.measure("figures"):
-                    checkpointer.write("figures", lambda: save_figures(run, dataset, summary))
+                    checkpointer.write(lambda: save_figures(run, dataset, summary))
             finally:  # the result is worth more than its figures
                 clock.stop()
-                checkpointer.write("summary", lambda: rundir.write_summary(out, summary))
+                if not checkpointer.failure:  # a summary says that the folder has everything
+                    checkpointer.write(lambda: rundir.write_summary(out, summary))
             for callback in callbacks:
                 callback.on_run_end(summary)
         if checkpointer.failure:
@@ -145,22 +146,21 @@ def _train(
     """
     config, setup, networks, states = run.config, run.setup, run.networks, run.states
     history, signal_number = checkpointer.history, 0
-    stop = all_diverged(history, config)
+    stop = all_diverged(history)
     recalibrate = partial(
         population.recalibrate, setup, networks=networks, images=loader.recalibration_images
     )
     while len(history) < config.epochs and not (signal_number or stop):
         epoch, start = len(history) + 1, time.perf_counter()
         states, metrics = train_epoch(setup, states, networks, loader, epoch)
-        record = epoch_record(run, epoch, metrics, time.perf_counter() - start)
-        note_divergence(record, metrics, history, config)
+        record = epoch_record(run, epoch, metrics, time.perf_counter() - start, history)
         if config.validation_images:
             with clock.measure("evaluate"):
                 record |= _validate(run._replace(states=recalibrate(states)), loader)
         checkpointer.log(record)
         if checkpointer.is_due() and epoch < config.epochs:
             checkpointer.save(recalibrate(states))
-        stop = _call(callbacks, record, states) or all_diverged(history, config)
+        stop = _call(callbacks, record, states) or all_diverged(history)
         signal_number, stop = multihost.max_over_processes(shutdown.signal_number, stop)
 
     clock.seconds["train"] = sum(record["seconds"] for record in history)
@@ -257,13 +257,6 @@ def resolve(config: Config, dataset: Dataset) -> Config:
     return dataclasses.replace(
         config, dataset=dataset.name, data_dir=data_dir, shard_images=shard_images
     )
-
-
-def _common_metadata(metadata: Json) -> Json:
-    """What all processes of a run must agree on."""
-    differs_by_process = ("data_dir", "environment", "device", "processor")
-    fields = {**metadata, **metadata["environment"]}
-    return {name: value for name, value in fields.items() if name not in differs_by_process}
 
 
 def _print_start(run: Run, metadata: Json) -> None:

@@ -324,7 +324,7 @@ BAD_PLACES = {
     "no data there": (["train", "--data-dir", "TMP/empty"], "has no train-images-idx3-ubyte"),
     "no data folder": (["train", "--data-dir", "TMP/none"], "none does not exist"),
     "no run": (["evaluate", "TMP/none"], "is not a run folder"),
-    "no run in the folder": (["plot", "TMP/empty"], "has no config.json"),
+    "no run in the folder": (["plot", "TMP/empty"], "has no checkpoint"),
     "no picture": (["predict", "RUN", "TMP/text.png"], "cannot be read as a picture"),
     "missing picture": (["predict", "RUN", "TMP/no.png"], "no.png does not exist"),
     "blank picture": (["predict", "RUN", "TMP/blank.png"], "blank.png: the picture is blank"),
@@ -487,7 +487,7 @@ def test_a_full_disk_is_reported_in_lines_and_the_result_is_printed(tmp_path):
     assert not [path for path in tmp_path.rglob("*") if "tmp" in path.name]
     unfinished = command("evaluate", tmp_path / "run")
     assert unfinished.returncode == 2
-    assert "it did not finish" in unfinished.stderr
+    assert "has no checkpoint" in unfinished.stderr
 
 
 def test_a_first_run_without_network_or_data_trains_on_the_digits(tmp_path):

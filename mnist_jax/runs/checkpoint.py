@@ -10,9 +10,8 @@ Files are parsed only after their checksums were verified.
 """
 
 import hashlib
-import os
+import io
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,19 @@ import numpy as np
 
 from mnist_jax.errors import InputError
 from mnist_jax.runs import rundir
-from mnist_jax.runs.rundir import DiskError, Json
+from mnist_jax.runs.rundir import Json
 
 PyTree = Any
 
 SUMS = "SHA256SUMS"
 
-OVERHEAD_BYTES = 2**18
-"""More than a checkpoint takes beside its arrays, unless it has the metrics of many epochs."""
-
 FORMER_NAMES = {"average": "ema_params"}
 """Fields of the state that earlier versions saved under another name, and today's names."""
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """Where the checkpoint of `step` is, if there is one."""
+    return run / "checkpoints" / str(step)
 
 
 def save(run: Path, step: int, state: PyTree, config: Json, history: list[Json]) -> None:
@@ -40,28 +41,22 @@ def save(run: Path, step: int, state: PyTree, config: Json, history: list[Json])
     Raises:
         DiskError: the disk is full or cannot be written to. Everything is as it was before.
     """
-    folder = run / "checkpoints"
-    new = folder / f".{step}.tmp"
-    arrays = _named(state)
+    folder = folder_of(run, step)
+    new = folder.with_name(f".{step}.tmp")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _require_space(folder, sum(array.nbytes for array in arrays.values()) + OVERHEAD_BYTES)
+        with rundir.disk_errors(folder):
+            shutil.rmtree(new, ignore_errors=True)
+            (new / "arrays").mkdir(parents=True)
+            for name, array in _named(state).items():
+                content = io.BytesIO()
+                np.save(content, array, allow_pickle=False)
+                rundir.write_bytes(new / "arrays" / f"{name}.npy", content.getvalue())
+            rundir.write_config(new, config)
+            rundir.write_metrics(new, history)
+            rundir.write_bytes(new / SUMS, _checksums(new))
+            new.rename(folder)
+    finally:
         shutil.rmtree(new, ignore_errors=True)
-        (new / "arrays").mkdir(parents=True)
-        for name, array in arrays.items():
-            with (new / "arrays" / f"{name}.npy").open("xb") as stream:
-                np.save(stream, array, allow_pickle=False)
-                stream.flush()
-                os.fsync(stream.fileno())
-        rundir.write_config(new, config)
-        rundir.write_metrics(new, history)
-        rundir.write_bytes(new / SUMS, _checksums(new))
-        new.rename(folder / str(step))
-        _sync(folder)
-    except (OSError, DiskError) as error:
-        shutil.rmtree(new, ignore_errors=True)
-        is_disk_error = isinstance(error, DiskError)
-        raise (error if is_disk_error else rundir.cannot_write(folder, error)) from None
 
 
 def remove_old(run: Path, keep: int) -> None:
@@ -109,26 +104,26 @@ def load(folder: Path, like: PyTree) -> PyTree:
     Raises:
         InputError: it holds other arrays than `like`.
     """
-    paths = {_todays_name(path.stem): path for path in (folder / "arrays").glob("*.npy")}
-    problem, arrays = "", {}
-    for name, leaf in _named(like).items():
-        try:
-            # A map reads nothing yet: a huge shape in a forged file takes no memory.
-            array = np.load(paths[name], mmap_mode="r", allow_pickle=False)
-            if array.dtype.kind == "V":  # NumPy has no name for bfloat16
-                array = array.view(leaf.dtype)
-            if (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
-                problem = "it holds arrays of other shapes than the config asks for"
-            arrays[name] = array
-        except KeyError:
-            problem = f"it has no {name}"
-        except (OSError, ValueError) as error:
-            problem = rundir.one_line(error)
-    if problem or len(arrays) < len(paths):
-        problem = problem or "it holds more arrays than the config asks for"
-        raise InputError(f"{folder} cannot be used ({problem}); train the run again")
-    leaves = [np.array(array) for array in arrays.values()]
+    expected = _named(like)
+    files = {_todays_name(file.stem): file for file in (folder / "arrays").glob("*.npy")}
+    try:
+        if differences := ", ".join(sorted(files.keys() ^ expected.keys())):
+            raise ValueError(f"it has too many or too few arrays: {differences}")
+        leaves = [_read_array(files[name], leaf) for name, leaf in expected.items()]
+    except (OSError, ValueError) as error:
+        reason = rundir.one_line(error)
+        raise InputError(f"{folder} cannot be used ({reason}); train the run again") from None
     return jax.device_put(jax.tree.unflatten(jax.tree.structure(like), leaves))
+
+
+def _read_array(file: Path, like: Any) -> np.ndarray:
+    # A map reads nothing yet: a huge shape in a forged file takes no memory.
+    array = np.load(file, mmap_mode="r", allow_pickle=False)
+    if array.dtype.kind == "V":  # NumPy has no name for bfloat16
+        array = array.view(like.dtype)
+    if (array.shape, array.dtype) != (like.shape, like.dtype):
+        raise ValueError(f"{file.name} has another shape than the config asks for")
+    return np.array(array)
 
 
 def _named(tree: PyTree) -> dict[str, Any]:
@@ -140,23 +135,6 @@ def _named(tree: PyTree) -> dict[str, Any]:
 def _todays_name(name: str) -> str:
     field, dot, path = name.partition(".")
     return FORMER_NAMES.get(field, field) + dot + path
-
-
-def _require_space(folder: Path, size: int) -> None:
-    """Raises OSError if a full disk or a quota leaves no space for `size` bytes."""
-    if hasattr(os, "posix_fallocate"):  # everywhere but on macOS and Windows
-        with tempfile.TemporaryFile(dir=folder) as stream:
-            os.posix_fallocate(stream.fileno(), 0, size)
-
-
-def _sync(folder: Path) -> None:
-    """Makes sure that a new name in `folder` has reached the disk."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _checksums(folder: Path) -> bytes:

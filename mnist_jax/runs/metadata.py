@@ -13,6 +13,8 @@ import jax
 import mnist_jax
 from mnist_jax.config import Config, to_json
 from mnist_jax.data import Dataset
+from mnist_jax.errors import InputError, say
+from mnist_jax.parallel import multihost
 from mnist_jax.parallel.mesh import MeshShape
 from mnist_jax.runs.rundir import Json
 from mnist_jax.train import MakeRecipe
@@ -25,12 +27,11 @@ def run_metadata(
     config: Config, make_recipe: MakeRecipe, dataset: Dataset, mesh: MeshShape = (1, 1)
 ) -> Json:
     """The content of config.json: config, recipe, data and environment."""
-    mesh_name = {} if mesh == (1, 1) else {"mesh": f"{mesh[0]}x{mesh[1]}"}
     return {
         **to_json(config),
         "recipe": recipe_name(make_recipe),
         "data": data_metadata(dataset, config.validation_images),
-        "environment": environment() | mesh_name,
+        "environment": environment(mesh),
     }
 
 
@@ -59,12 +60,51 @@ def recipe_name(make_recipe: Callable[..., object]) -> str:
     return f"{recipe_name(make_recipe.func)}({', '.join(arguments)})"
 
 
-def environment() -> dict[str, str]:
-    """The code, versions, device and flags that a run is computed with."""
+def require_same_run(path: Path, saved: Json, metadata: Json) -> None:
+    """Raises InputError unless `saved`, which was read from folder `path`, is that of `metadata`.
+
+    The data may have moved. A field that is newer than the folder has its default. That the
+    environment differs is only reported.
+    """
+    if differences := changes(_identity(saved), _identity(metadata)):
+        raise InputError(
+            f"{path} was made with other options: {'; '.join(differences)}. Repeat those options, "
+            "or choose another --out"
+        )
+    if differences := changes(saved["environment"], metadata["environment"]):
+        say(f"{'; '.join(differences)}: the last digits may differ from those without a break")
+
+
+def require_same_in_all_processes(metadata: Json) -> None:
+    """Raises InputError unless all processes of a run have the same options, data and code."""
+    own = ("device", "processor")
+    shared = {name: value for name, value in metadata["environment"].items() if name not in own}
+    multihost.require_same({**_identity(metadata), **shared})
+
+
+def _identity(metadata: Json) -> Json:
+    """What makes a run or a sweep another one."""
+    fields = {**to_json(Config()), **metadata.get("config", {}), **metadata}
+    return {name: fields[name] for name in fields.keys() - {"config", "data_dir", "environment"}}
+
+
+def changes(before: Json, after: Json) -> list[str]:
+    """The fields that differ between two JSON objects, with both values if they are short."""
+    lines = []
+    for name in sorted({*before, *after}):
+        values = f"was {before.get(name)} and is {after.get(name)}"
+        if before.get(name) != after.get(name):
+            lines.append(f"{name} {values if len(values) < 200 else 'differs'}")
+    return lines
+
+
+def environment(mesh: MeshShape | None = None) -> dict[str, str]:
+    """The code, versions, devices and flags that a run is computed with."""
     variables = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     options = {name: str(value) for name in OPTIONS if (value := getattr(jax.config, name))}
     machine = {"code": _code_hash(), "device": device_name(), "processor": _processor()}
-    return {**versions(), **machine, **variables, **options}
+    mesh_name = {"mesh": f"{mesh[0]}x{mesh[1]}"} if mesh and mesh != (1, 1) else {}
+    return {**versions(), **machine, **variables, **options, **mesh_name}
 
 
 def device_name() -> str:

@@ -1,7 +1,6 @@
 """The lines of metrics.jsonl, the content of summary.json, and the networks that diverged."""
 
 import numpy as np
-from jaxtyping import Int
 
 from mnist_jax.config import Config
 from mnist_jax.errors import say
@@ -12,12 +11,18 @@ from mnist_jax.runs.rundir import Json
 from mnist_jax.train import Metrics
 
 
-def epoch_record(run: Run, epoch: int, metrics: Metrics, seconds: float) -> Json:
-    """A line of metrics.jsonl; lists have an entry for each seed."""
+def epoch_record(
+    run: Run, epoch: int, metrics: Metrics, seconds: float, history: list[Json]
+) -> Json:
+    """A line of metrics.jsonl; lists have an entry for each seed. New divergences are reported.
+
+    `stopped_at_step` has the first step of each network, from 1, whose loss was not finite, or 0;
+    it is there once a network has diverged.
+    """
     config = run.config
     steps = run.spec.steps_per_epoch(config.batch_size)
     images = steps * config.batch_size
-    return {
+    record = {
         "epoch": epoch,
         "step": epoch * steps,
         "train_loss": metrics.loss.tolist(),
@@ -25,67 +30,56 @@ def epoch_record(run: Run, epoch: int, metrics: Metrics, seconds: float) -> Json
         "seconds": seconds,
         "images_per_second": images * config.seeds / seconds,
     }
+    earlier = history[-1].get("stopped_at_step", 0) if history else 0
+    diverges_now = (metrics.finite_steps < steps) & (np.array(earlier) == 0)
+    step = (epoch - 1) * steps + metrics.finite_steps + 1
+    stopped = np.where(diverges_now, step, earlier)
+    if stopped.any():
+        record["stopped_at_step"] = stopped.tolist()
+        for place in divergences(record, config):
+            if place["epoch"] == epoch:
+                say(
+                    f"seed {place['seed']} diverged in epoch {epoch}, step {place['step']}, at "
+                    f"learning rate {place['learning_rate']:.3g}: its loss is not finite"
+                )
+    return record
 
 
-def diverged_steps(history: list[Json], config: Config) -> Int[np.ndarray, "seeds"]:
-    """The step of each network, from 1, whose loss was the first not to be finite; 0 if none."""
-    last = history[-1] if history else {}
-    return np.array(last.get("stopped_at_step", [0] * config.seeds))
-
-
-def all_diverged(history: list[Json], config: Config) -> bool:
+def all_diverged(history: list[Json]) -> bool:
     """Whether no network is left whose loss is finite."""
-    return bool(diverged_steps(history, config).all())
+    return bool(history) and all(history[-1].get("stopped_at_step", [0]))
 
 
-def note_divergence(record: Json, metrics: Metrics, history: list[Json], config: Config) -> None:
-    """Reports the networks that diverged in this epoch, and adds their steps to its `record`."""
-    diverged = diverged_steps(history, config)
-    steps = record["step"] // record["epoch"]
-    for i in np.flatnonzero((metrics.finite_steps < steps) & (diverged == 0)):
-        diverged[i] = record["step"] - steps + metrics.finite_steps[i] + 1
-        place = divergence(config, steps, int(i), int(diverged[i]))
-        say(
-            f"seed {place['seed']} diverged in epoch {record['epoch']}, step {place['step']}, at "
-            f"learning rate {place['learning_rate']:.3g}: its loss is not finite"
-        )
-    if diverged.any():
-        record["stopped_at_step"] = diverged.tolist()
-
-
-def divergences(history: list[Json], test_loss: list[float], config: Config) -> list[Json]:
-    """Where each network diverged that did, for the summary; all of them are reported once."""
-    last = history[-1]
-    diverged = diverged_steps(history, config)
-    only_in_test = (diverged == 0) & ~np.isfinite(np.array(test_loss, float))
-    diverged = np.where(only_in_test, last["step"], diverged)
-    steps = last["step"] // last["epoch"]
-    places = [
-        divergence(config, steps, i, step) for i, step in enumerate(diverged.tolist()) if step
-    ]
-    if places:
-        say(
-            f"{len(places)} of {config.seeds} networks diverged: their loss is not finite; "
-            f"lower --learning-rate {config.learning_rate}"
-        )
-    return places
-
-
-def divergence(config: Config, steps_per_epoch: int, i: int, step: int) -> Json:
-    """Where network `i` diverged, and the learning rate there."""
+def divergences(record: Json, config: Config) -> list[Json]:
+    """Where each network that had diverged by the epoch of `record` did so."""
+    steps_per_epoch = record["step"] // record["epoch"]
     steps = config.epochs * steps_per_epoch
     schedule = learning_rate_schedule(config, config.learning_rate, steps)
-    return {
-        "seed": config.seed + i,
-        "epoch": (step - 1) // steps_per_epoch + 1,
-        "step": step,
-        "learning_rate": float(np.asarray(schedule(step - 1))),
-    }
+    return [
+        {
+            "seed": config.seed + i,
+            "epoch": (step - 1) // steps_per_epoch + 1,
+            "step": step,
+            "learning_rate": float(np.asarray(schedule(step - 1))),
+        }
+        for i, step in enumerate(record.get("stopped_at_step", []))
+        if step
+    ]
 
 
 def summarize(run: Run, metadata: Json, history: list[Json], result: Json) -> Json:
     """The content of summary.json, except what is known only at the end."""
-    config, sizes = run.config, metadata["data"]
+    config, sizes, last = run.config, metadata["data"], history[-1]
+    # The last step of training may spoil a network whose training loss was always finite.
+    stopped = np.array(last.get("stopped_at_step", [0] * config.seeds))
+    only_in_test = (stopped == 0) & ~np.isfinite(np.array(result["test_loss"], float))
+    stopped = np.where(only_in_test, last["step"], stopped)
+    diverged = divergences({**last, "stopped_at_step": stopped.tolist()}, config)
+    if diverged:
+        say(
+            f"{len(diverged)} of {config.seeds} networks diverged: their loss is not finite; "
+            f"lower --learning-rate {config.learning_rate}"
+        )
     return {
         "dataset": config.dataset,
         "train_images": sizes["train_images"],
@@ -94,9 +88,9 @@ def summarize(run: Run, metadata: Json, history: list[Json], result: Json) -> Js
         "seed": config.seed,
         "seeds": config.seeds,
         "epochs": config.epochs,
-        "steps": history[-1]["step"],
+        "steps": last["step"],
         **result,
-        "diverged": divergences(history, result["test_loss"], config),
+        "diverged": diverged,
         "device": device_name(),
         "versions": versions(),
     }

@@ -1,6 +1,5 @@
 """A trained run: read back from its folder, tested, and asked for its answers."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +15,7 @@ from mnist_jax import data, population
 from mnist_jax.config import MAX_COUNT, Config, from_json
 from mnist_jax.data import Dataset, DataSpec, Examples
 from mnist_jax.data.loader import plan_shards
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, say
 from mnist_jax.model import Layer, dense_layers
 from mnist_jax.parallel.mesh import gather_to_host
 from mnist_jax.population import Networks, Setup
@@ -67,31 +66,23 @@ def load_run(path: Path) -> Run:
     Raises:
         InputError: there is no run, it has no checkpoint yet, or it is damaged.
     """
-    metadata = rundir.read_config(path)
-    config, data_info = parse_config(metadata, path)
-    if metadata["recipe"] != default_recipe.__name__:
-        print(
-            f"{path} was trained with the recipe {metadata['recipe']}, and is read with the "
-            "default one; that is right only if network and preprocessing are the same",
-            file=sys.stderr,
-        )
-    folders = checkpoint.all_of(path)
-    if not folders:
-        raise InputError(f"{path} has no checkpoint, as it did not finish; {rundir.REMEDY}")
-    folder = folders[0]
+    if not path.is_dir():
+        raise InputError(f"{path} is not a run folder; name one that mnist-jax train made")
+    folder = next(iter(checkpoint.all_of(path)), None)
+    if folder is None:
+        raise InputError(f"{path} has no checkpoint to read a network from; {rundir.REMEDY}")
     if not checkpoint.is_intact(folder):
         raise InputError(f"{folder} is damaged; {rundir.REMEDY}")
-    if {**metadata, "data_dir": 0} != {**rundir.read_config(folder), "data_dir": 0}:
-        raise InputError(
-            f"{path / 'config.json'} differs from the one in {folder}; {rundir.REMEDY}"
-        )
-    if not _metrics_bytes(path).startswith(_metrics_bytes(folder)):
-        raise InputError(
-            f"{path / 'metrics.jsonl'} differs from the one in {folder}; {rundir.REMEDY}"
+    metadata = rundir.read_config(folder)
+    config, data_info = parse_config(metadata, folder)
+    if metadata["recipe"] != default_recipe.__name__:
+        say(
+            f"{path} was trained with the recipe {metadata['recipe']}, and is read with the "
+            "default one; that is right only if network and preprocessing are the same"
         )
     if not is_finished(path, folder):
         epoch = len(rundir.read_metrics(folder))
-        print(f"{path} is not finished: this is its state after epoch {epoch}", file=sys.stderr)
+        say(f"{path} is not finished: this is its state after epoch {epoch}")
     class_names = tuple(data_info["class_names"])
     images_used = plan_shards(config, data_info["train_images"]).images_used
     spec = DataSpec(tuple(data_info["image_shape"]), len(class_names), images_used)
@@ -99,13 +90,6 @@ def load_run(path: Path) -> Run:
     shapes = jax.eval_shape(partial(population.init, Setup(config, spec)), networks)
     states = checkpoint.load(folder, shapes)
     return Run(path, config, spec, class_names, tuple(data_info["sha256"]), states)
-
-
-def _metrics_bytes(folder: Path) -> bytes:
-    try:
-        return rundir.read_bytes(folder / "metrics.jsonl")
-    except OSError:
-        return b""
 
 
 def is_finished(path: Path, folder: Path) -> bool:
@@ -122,24 +106,21 @@ def parse_config(metadata: Json, folder: Path) -> tuple[Config, Json]:
     Raises:
         InputError: its content is not what a run writes.
     """
+    others = ("recipe", "data", "environment")
     try:
-        extra = {name: metadata[name] for name in ("recipe", "data", "environment")}
-        config = from_json({name: value for name, value in metadata.items() if name not in extra})
-        data_info = extra["data"]
-        sizes = [*data_info["image_shape"], data_info["test_images"], data_info["train_images"]]
-        texts = [extra["recipe"], *data_info["class_names"], *data_info["sha256"]]
-        texts += extra["environment"].values()
-        is_valid = len(data_info["image_shape"]) == 2
-        is_valid &= all(type(size) is int and 0 < size <= MAX_COUNT**2 for size in sizes)
-        is_valid &= data_info["image_shape"][0] * data_info["image_shape"][1] <= MAX_COUNT
-        is_valid &= all(isinstance(text, str) for text in texts)
-        if not is_valid:
-            raise InputError(f"data of {data_info}")
+        recipe, data_info, environment = (metadata[name] for name in others)
+        config = from_json({name: metadata[name] for name in metadata if name not in others})
+        height, width = data_info["image_shape"]
+        sizes = [height, width, data_info["train_images"], data_info["test_images"]]
+        texts = [recipe, *data_info["class_names"], *data_info["sha256"], *environment.values()]
+        if not all(type(size) is int and 0 < size <= MAX_COUNT**2 for size in sizes):
+            raise ValueError(f"its sizes are {sizes}")
+        if height * width > MAX_COUNT or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"its data are {data_info}")
     except (InputError, LookupError, TypeError, ValueError, AttributeError) as error:
-        reason = error if isinstance(error, InputError) else repr(error)
-        raise InputError(
-            f"{folder / 'config.json'} cannot be used ({reason}); {rundir.REMEDY}"
-        ) from None
+        reason = rundir.one_line(error)
+        file = folder / "config.json"
+        raise InputError(f"{file} cannot be used ({reason}); {rundir.REMEDY}") from None
     return config, data_info
 
 

@@ -37,8 +37,12 @@ REMEDY = "repeat the train command with --resume to repair it, or train again"
 MAX_JSON_BYTES = 2**26
 """The largest config.json or summary.json that is read; a million seeds take half of that."""
 
-MAX_METRICS_BYTES = 2**28
-"""The largest metrics.jsonl that is read; a thousand seeds write that in 4,000 epochs."""
+MAX_METRICS_BYTES = 2**30
+"""The largest metrics.jsonl that is read; a thousand seeds write that in 16,000 epochs."""
+
+
+MARKERS = {"run": ("config.json", "checkpoints"), "sweep": ("sweep.json",)}
+"""What the folder of a run or a sweep has from its beginning."""
 
 
 class DiskError(InputError):
@@ -61,14 +65,14 @@ def is_free(run: Path) -> bool:
     return run.is_dir() and all(path.name.startswith(".") for path in run.iterdir())
 
 
-def require_free(run: Path, resume: bool = False) -> None:
-    """Raises InputError unless `run` is free, or is a run and `resume` is true."""
-    with _disk_errors(run):
+def require_free(run: Path, resume: bool = False, kind: str = "run") -> None:
+    """Raises InputError unless `run` is free, or is of this kind and `resume` is true."""
+    with disk_errors(run):
         if is_free(run):
             return
-        is_run = (run / "config.json").exists() or (run / "checkpoints").exists()
-    if not is_run:
-        raise InputError(f"{run} already exists and is not a run; choose another --out")
+        is_resumable = any((run / name).exists() for name in MARKERS[kind])
+    if not is_resumable:
+        raise InputError(f"{run} already exists and is not a {kind}; choose another --out")
     if not resume:
         raise InputError(f"{run} already exists; choose another --out, or add --resume")
 
@@ -84,7 +88,7 @@ def claim(run: Path) -> Iterator[None]:
 
     lock = FileLock(run / ".lock", timeout=0)
     existed = run.exists()
-    with _disk_errors(run):
+    with disk_errors(run):
         run.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
@@ -117,12 +121,12 @@ def read_config(run: Path) -> Json:
 
 def write_metrics(run: Path, history: list[Json]) -> None:
     """Writes metrics.jsonl, one line for each epoch of `history`."""
-    write_bytes(run / "metrics.jsonl", "".join(map(_line, history)).encode())
+    write_bytes(run / "metrics.jsonl", b"".join(map(json_line, history)))
 
 
 def append_metrics(run: Path, metrics: Json) -> None:
     """Appends one line to metrics.jsonl. If that fails, the file stays as it was."""
-    append_bytes(run / "metrics.jsonl", _line(metrics).encode())
+    append_bytes(run / "metrics.jsonl", json_line(metrics))
 
 
 def read_metrics(run: Path) -> list[Json]:
@@ -158,7 +162,7 @@ def _checksum(summary: Json) -> str:
 def save_figure(run: Path, name: str, figure: "Figure") -> Path:
     """Writes figures/`name`.png, and returns the file."""
     file = run / "figures" / f"{name}.png"
-    with _disk_errors(file):
+    with disk_errors(file):
         file.parent.mkdir(exist_ok=True)
         with _replacing(file) as stream:
             figure.savefig(stream, format="png", dpi=150)
@@ -167,7 +171,7 @@ def save_figure(run: Path, name: str, figure: "Figure") -> Path:
 
 def write_bytes(file: Path, content: bytes) -> None:
     """Writes `content` to `file`, which it replaces only when it has reached the disk."""
-    with _disk_errors(file), _replacing(file) as stream:
+    with disk_errors(file), _replacing(file) as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
@@ -175,7 +179,7 @@ def write_bytes(file: Path, content: bytes) -> None:
 
 def append_bytes(file: Path, content: bytes) -> None:
     """Appends all of `content`, or leaves `file` as it was."""
-    with _disk_errors(file):
+    with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("ab", buffering=0) as stream:
             size = stream.tell()
@@ -195,8 +199,9 @@ def read_bytes(file: Path, max_bytes: int = MAX_METRICS_BYTES) -> bytes:
     return content
 
 
-def _line(metrics: Json) -> str:
-    return json.dumps(_finite(metrics)) + "\n"
+def json_line(value: Json) -> bytes:
+    """`value` as a line of a .jsonl file."""
+    return (json.dumps(_finite(value)) + "\n").encode()
 
 
 def write_json(file: Path, value: Json) -> None:
@@ -234,19 +239,14 @@ def _replacing(file: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError into a DiskError that says why `path` cannot be written."""
     try:
         yield
     except OSError as error:
-        raise cannot_write(path, error) from None
-
-
-def cannot_write(path: Path, error: Exception) -> DiskError:
-    """The DiskError that says why `path` cannot be written, and what to do."""
-    reason = error.strerror if isinstance(error, OSError) else None
-    is_full = reason in [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
-    remedy = "free some space or choose another --out" if is_full else "choose another --out"
-    return DiskError(f"cannot write {path}: {reason or one_line(error)}; {remedy}")
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "free some space or choose another --out" if is_full else "choose another --out"
+        raise DiskError(f"cannot write {path}: {error.strerror or error}; {remedy}") from None
 
 
 def one_line(error: Exception) -> str:

@@ -26,12 +26,13 @@ from mnist_jax.fit import resolve
 from mnist_jax.parallel import multihost
 from mnist_jax.parallel.mesh import MeshShape
 from mnist_jax.runs import rundir
-from mnist_jax.runs.checkpointer import changes
 from mnist_jax.runs.metadata import (
     data_metadata,
     device_name,
     environment,
     recipe_name,
+    require_same_in_all_processes,
+    require_same_run,
     versions,
 )
 from mnist_jax.runs.results import memory_errors
@@ -85,7 +86,7 @@ def sweep(
     if resume and not out:
         raise InputError("--resume needs --out SWEEP, the folder of the sweep to resume")
     if out and multihost.is_primary():
-        _require_free(out, resume)
+        rundir.require_free(out, resume, "sweep")
     changes_by_trial = configurations(config, space, samples)
     dataset = dataset or data.load(config.dataset, config.data_dir)
     config = resolve(validate(config), dataset)
@@ -103,10 +104,11 @@ def sweep(
         "halving": halving,
         "recipe": recipe_name(make_recipe),
         "data": data_metadata(dataset, validation_images),
-        "environment": environment(),
+        "environment": environment(mesh),
     }
-    _require_same(metadata, mesh)
-    out = Path(multihost.broadcast_from_primary(lambda: str(out or _new_path(config))))
+    require_same_in_all_processes(metadata)
+    path = out or rundir.new_path(config, "sweep-")
+    out = Path(multihost.broadcast_from_primary(lambda: str(path)))
     with rundir.claim(out) if multihost.is_primary() else nullcontext():
         rows = multihost.broadcast_from_primary(lambda: _begin(out, metadata, resume))
         if rows is None:
@@ -176,8 +178,8 @@ def _train_rungs(
                 remaining, epochs_before, epochs, survivors > 0, report
             ):
                 if multihost.is_primary():
-                    lines = "".join(json.dumps(row) + "\n" for row in results)
-                    rundir.append_bytes(out / "trials.jsonl", lines.encode())
+                    lines = b"".join(map(rundir.json_line, results))
+                    rundir.append_bytes(out / "trials.jsonl", lines)
                 for trial, row in zip(batch, results, strict=True):
                     known[trial.number, until[trial.number]] = row
             ranked = sorted((known[number, until[number]] for number in until), key=_rank)
@@ -227,66 +229,24 @@ def _rank(row: Row) -> tuple[float, float, int]:
     return row["validation_error_percent_mean"], finite, row["trial"]
 
 
-def _require_free(out: Path, resume: bool) -> None:
-    """Raises InputError unless `out` is free, or is a sweep and `resume` is true."""
-    if rundir.is_free(out):
-        return
-    if not (out / "sweep.json").exists():
-        raise InputError(f"{out} already exists and is not a sweep; choose another --out")
-    if not resume:
-        raise InputError(f"{out} already exists; choose another --out, or add --resume")
-
-
 def _begin(out: Path, metadata: Json, resume: bool) -> list[Row] | None:
     """Makes `out` the folder of the sweep, and returns its rows so far; None if it is finished."""
-    _require_free(out, resume)  # another process may have been here
+    rundir.require_free(out, resume, "sweep")  # another process may have been here
     if rundir.is_free(out):
         rundir.write_json(out / "sweep.json", metadata)
         return []
-    metadata = json.loads(json.dumps(metadata))
-    saved = rundir.read_json(out / "sweep.json")
-    if saved.get("tried") != metadata["tried"]:
-        differences = ["the configurations differ"]
-    else:
-        differences = changes(_identity(saved), _identity(metadata))
-        if not differences and saved["data"] != metadata["data"]:
-            differences = ["the images or labels differ"]
-    if differences:
-        raise InputError(
-            f"{out} is another sweep: {'; '.join(differences)}. Repeat the options of that sweep, "
-            "or choose another --out"
-        )
-    if differences := changes(saved["environment"], metadata["environment"]):
-        say(f"{'; '.join(differences)}: the last digits may differ from an uninterrupted sweep's")
-    rows = {}
+    # Tuples become lists, as in the file.
+    require_same_run(out, rundir.read_json(out / "sweep.json"), json.loads(json.dumps(metadata)))
+    rows: list[Row] = []
     file = out / "trials.jsonl"
-    for line in rundir.read_bytes(file).decode().splitlines() if file.exists() else []:
-        with suppress(ValueError, KeyError, TypeError):  # an incomplete line, or not a row
-            row = json.loads(line)
-            rows[row["trial"], row["epochs"]] = row
-    rundir.write_bytes(file, "".join(json.dumps(row) + "\n" for row in rows.values()).encode())
+    for line in rundir.read_bytes(file).splitlines() if file.exists() else []:
+        with suppress(ValueError):  # an incomplete line
+            rows.append(json.loads(line))
+    rundir.write_bytes(file, b"".join(map(rundir.json_line, rows)))
     with suppress(InputError):
         rundir.read_summary(out)
         return None
-    return list(rows.values())
-
-
-def _identity(metadata: Json) -> Json:
-    """What makes a sweep another sweep, apart from its data, which may have moved."""
-    config = {**to_json(Config()), **metadata["config"]}
-    del config["data_dir"]
-    return {**config, "halving": metadata["halving"], "recipe": metadata["recipe"]}
-
-
-def _require_same(metadata: Json, mesh: MeshShape | None) -> None:
-    """Raises InputError unless all processes run the same sweep."""
-    code = {name: metadata["environment"][name] for name in (*versions(), "code")}
-    fields = {name: metadata[name] for name in ("tried", "data")}
-    multihost.require_same({**_identity(metadata), **code, **fields, "mesh": mesh})
-
-
-def _new_path(config: Config) -> Path:
-    return rundir.new_path(config, "sweep-")
+    return rows
 
 
 def _print_start(metadata: Json, programs: int) -> None:

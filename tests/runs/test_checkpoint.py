@@ -1,6 +1,5 @@
-import errno
 import hashlib
-import os
+import resource
 import shutil
 
 import jax
@@ -37,19 +36,16 @@ def test_a_checkpoint_saves_every_bit(tmp_path):
     assert rundir.read_metrics(folder) == HISTORY
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot reserve space")
-def test_a_save_without_enough_space_writes_nothing(tmp_path, monkeypatch):
+def test_a_save_without_enough_space_leaves_what_was_there(tmp_path):
+    """A limit on the size of files stands for a full disk."""
     save(tmp_path, 1)
-    requested = []
-
-    def full(descriptor, start, length):
-        requested.append(length)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(rundir.DiskError, match=r"No space left on device; free some space"):
-        save(tmp_path, 2, {"weights": np.zeros(10**6, np.float32)})
-    assert requested[0] > 4 * 10**6
+    before, after = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, after))
+    try:
+        with pytest.raises(rundir.DiskError, match=r"free some space"):
+            save(tmp_path, 2, {"weights": np.zeros(10**6, np.float32)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, after))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
@@ -145,7 +141,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path, monkeypatch):
 def test_other_arrays_are_refused(tmp_path):
     folder = save(tmp_path)
     for other in ({"weights": jnp.arange(999.0)}, {"weights": jnp.arange(1000)}):
-        with pytest.raises(InputError, match="arrays of other shapes"):
+        with pytest.raises(InputError, match="another shape"):
             checkpoint.load(folder, other)
     with pytest.raises(InputError, match="cannot be used"):
         checkpoint.load(folder, {"biases": jnp.arange(1000.0)})
@@ -173,5 +169,5 @@ def test_numpy_alone_can_read_a_checkpoint(tmp_path):
 
 def test_more_arrays_than_asked_for_are_refused(tmp_path):
     folder = save(tmp_path, state={"weights": np.zeros(3, np.float32), "more": np.zeros(3)})
-    with pytest.raises(InputError, match="it holds more arrays than the config asks for"):
+    with pytest.raises(InputError, match="too many or too few arrays: more"):
         checkpoint.load(folder, {"weights": jnp.zeros(3)})

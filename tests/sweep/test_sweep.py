@@ -232,8 +232,8 @@ def test_a_finished_sweep_stays_as_it_is(folder, capsys):
 @pytest.mark.parametrize(
     ("change", "space", "message"),
     [
-        ({"seeds": 1}, SPACE, "is another sweep: .*seeds was 2 and is 1"),
-        ({}, {"dropout": (0.0, 0.1)}, "is another sweep: .*configurations"),
+        ({"seeds": 1}, SPACE, "other options: seeds was 2 and is 1"),
+        ({}, {"dropout": (0.0, 0.1)}, "other options: tried differs"),
     ],
 )
 def test_another_sweep_is_not_resumed(folder, change, space, message):
