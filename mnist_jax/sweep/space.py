@@ -1,15 +1,14 @@
 """The search space of a sweep: its values, its configurations, and successive halving."""
 
-import ast
 import dataclasses
-import inspect
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
+from docstring_parser import parse_from_object
 
 from mnist_jax.config import MAX_COUNT, Config, Hparams, validate
 from mnist_jax.errors import InputError, unusable
@@ -22,6 +21,9 @@ SEARCH_FIELDS = tuple(
 )
 """The fields that may differ between them."""
 
+HELP = {param.arg_name: param.description for param in parse_from_object(Config).params}
+"""The text under each field of `Config`."""
+
 
 def to_text(value: Any) -> Any:
     """A value of a field as `parse_values` reads it, or a list with its items in a row."""
@@ -31,35 +33,18 @@ def to_text(value: Any) -> Any:
     return value
 
 
-def _help_texts() -> dict[str, str]:
-    """The text under each field of `Config`."""
-    body: Any = ast.parse(inspect.getsource(Config)).body[0]
-    return {
-        ast.unparse(field.target): " ".join(text.value.value.split())
-        for field, text in itertools.pairwise(body.body)
-        if isinstance(field, ast.AnnAssign)
-    }
-
-
-def _default_word(name: str) -> str:
-    return str(to_text(getattr(Config, name)))
+def _option(name: str) -> tuple[str, Any, tuple[str]]:
+    """A field of `SearchSpace`, with the help text that the field of `Config` has."""
+    option = tyro.conf.arg(metavar="VALUE...", help=HELP[name])
+    default = (str(to_text(getattr(Config, name))),)
+    return name, Annotated[tuple[str, ...], option], default
 
 
 if TYPE_CHECKING:
     SearchSpace = Any
 else:
     SearchSpace = dataclasses.make_dataclass(
-        "SearchSpace",
-        [
-            (
-                name,
-                Annotated[tuple[str, ...], tyro.conf.arg(metavar="VALUE...", help=text)],
-                (_default_word(name),),
-            )
-            for name, text in _help_texts().items()
-            if name in SEARCH_FIELDS
-        ],
-        frozen=True,
+        "SearchSpace", map(_option, SEARCH_FIELDS), frozen=True
     )
     """The options of `mnist-jax sweep`: one or more words for each field."""
 
@@ -129,7 +114,7 @@ def configurations(
     """
     ranges = [name for name, values in space.items() if isinstance(values, Range)]
     if ranges and not samples:
-        flag = _flag(ranges[0])
+        flag = "--" + ranges[0].replace("_", "-")
         raise InputError(f"{flag} has a range: say with --samples how many values to draw from it")
     if not 0 <= samples <= MAX_COUNT:
         raise unusable("--samples", samples, f"1 to {MAX_COUNT}")
@@ -183,11 +168,10 @@ def _parse_range(name: str, words: Sequence[str]) -> Range:
     if _kind(name) not in (int, float):
         raise _unusable(name, words, "one value or more")
     expected = "one range of numbers, LOW:HIGH or LOW:HIGH:log, with LOW below HIGH"
-    if len(words) > 1:
-        raise _unusable(name, words, expected)
-    low, high, *scale = words[0].split(":")
     try:
-        values = Range(float(low), float(high), bool(scale))
+        (word,) = words
+        low, high, *scale = word.split(":")
+        values = Range(float(low), float(high), scale == ["log"])
     except ValueError:
         raise _unusable(name, words, expected) from None
     if scale not in ([], ["log"]) or not -math.inf < values.low < values.high < math.inf:
@@ -208,18 +192,24 @@ def _draw(rng: np.random.Generator, name: str, values: Values, listed: Mapping[s
 
 
 def _parse_value(name: str, word: str) -> Any:
-    kind = _kind(name)
+    parse, expected = {
+        tuple[int, ...]: (_parse_widths, "networks such as 512x256, or linear"),
+        bool: (_parse_bool, "true or false"),
+        int: (int, "whole numbers"),
+        float: (float, "numbers"),
+    }.get(_kind(name), (str, ""))
     try:
-        if name == "hidden":
-            return () if word == "linear" else tuple(map(int, word.split("x")))
-        if kind is bool:
-            return {"true": True, "false": False}[word.lower()]
-        return kind(word) if kind in (int, float) else word
+        return parse(word)
     except (ValueError, KeyError):
-        expected = {int: "whole numbers", float: "numbers", bool: "true or false"}
-        raise _unusable(
-            name, [word], expected.get(kind, "networks such as 512x256, or linear")
-        ) from None
+        raise _unusable(name, [word], expected) from None
+
+
+def _parse_widths(word: str) -> tuple[int, ...]:
+    return () if word == "linear" else tuple(map(int, word.split("x")))
+
+
+def _parse_bool(word: str) -> bool:
+    return {"true": True, "false": False}[word.lower()]
 
 
 def _as_type(name: str, number: float) -> int | float:
@@ -227,13 +217,8 @@ def _as_type(name: str, number: float) -> int | float:
 
 
 def _kind(name: str) -> Any:
-    kind = next(field.type for field in dataclasses.fields(Config) if field.name == name)
-    return str if get_origin(kind) is Literal else kind
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return next(field.type for field in dataclasses.fields(Config) if field.name == name)
 
 
 def _unusable(name: str, words: Sequence[str], expected: str) -> InputError:
-    return unusable(_flag(name), " ".join(words), expected)
+    return unusable("--" + name.replace("_", "-"), " ".join(words), expected)
