@@ -2,8 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from mnist_jax.runs.callbacks import Callback, LiveFigure, ProgressBar, StopTrai
 from mnist_jax.runs.checkpointer import Checkpointer, open_run
 from mnist_jax.runs.figures import save_figures
 from mnist_jax.runs.metadata import device_name, require_same_in_all_processes, run_metadata
-from mnist_jax.runs.records import all_diverged, epoch_record, summarize
+from mnist_jax.runs.records import add_seconds, all_diverged, epoch_record, summarize
 from mnist_jax.runs.results import Run, measure, memory_errors, summary_line
 from mnist_jax.runs.rundir import Json
 from mnist_jax.runs.signals import Shutdown, graceful_shutdown, wait
@@ -71,12 +71,14 @@ def fit(
         Interrupted: Ctrl-C or SIGTERM came. What was done is saved.
         SaveError: the run ended, but could not be saved.
     """
-    clock, config = Clock(started), validate(config)
+    now = time.perf_counter()
+    started = now if started is None else started
+    config, seconds = validate(config), {"startup": now - started}
     if resume and not out:
         raise InputError("--resume needs --out RUN, the folder of the run to resume")
     if out and multihost.is_primary():
         rundir.require_free(out, resume)
-    with clock.measure("data"):
+    with add_seconds(seconds, "data"):
         dataset = dataset or data.load(config.dataset, config.data_dir)
         config = resolve(config, dataset)
         training, validation = data.train_val_split(dataset.train, config.validation_images)
@@ -92,7 +94,7 @@ def fit(
             print(f"{out} is already finished", flush=True)
             return run._replace(states=checkpointer.restore(run.states))
         _print_start(run, metadata)
-        with clock.measure("compile"), use_mesh(shape):
+        with add_seconds(seconds, "compile"), use_mesh(shape):
             loader = DataLoader(config, training, validation)
             test = replicate(dataset.test)
             population.compile_programs(run.setup, run.networks, loader.spec, test)
@@ -111,17 +113,17 @@ def fit(
                 callback.on_run_begin(run, checkpointer.history)
                 stack.callback(callback.close)
             with use_mesh(shape):
-                run = _train(run, loader, checkpointer, callbacks, clock, shutdown)
-                with clock.measure("evaluate"):
+                run = _train(run, loader, checkpointer, callbacks, seconds, shutdown)
+                with add_seconds(seconds, "evaluate"):
                     result = measure(run, test) | _result_of_last_params(run, loader, test)
                 run = run._replace(states=gather_to_host(run.states))
             summary = summarize(run, metadata, checkpointer.history, result)
-            summary |= {"resumed_from_epoch": resumed_from_epoch, "seconds": clock.seconds}
+            summary |= {"resumed_from_epoch": resumed_from_epoch, "seconds": seconds}
             try:
-                with clock.measure("figures"):
+                with add_seconds(seconds, "figures"):
                     checkpointer.write(lambda: save_figures(run, dataset, summary))
             finally:  # the result is worth more than its figures
-                clock.stop()
+                seconds["total"] = time.perf_counter() - started
                 if not checkpointer.failure:  # a summary says that the folder has everything
                     checkpointer.write(lambda: rundir.write_summary(out, summary))
             for callback in callbacks:
@@ -136,7 +138,7 @@ def _train(
     loader: DataLoader,
     checkpointer: Checkpointer,
     callbacks: Sequence[Callback],
-    clock: "Clock",
+    seconds: dict[str, float],
     shutdown: Shutdown,
 ) -> Run:
     """`run` after its last epoch, or after the one in which it was stopped.
@@ -145,17 +147,19 @@ def _train(
         Interrupted: a signal came.
     """
     config, setup, networks, states = run.config, run.setup, run.networks, run.states
-    history, signal_number = checkpointer.history, 0
-    stop = all_diverged(history)
+    history, signal_number = checkpointer.history, 0  # `checkpointer.log` adds to it
+    stop = all_diverged(history)  # before a resume
     recalibrate = partial(
         population.recalibrate, setup, networks=networks, images=loader.recalibration_images
     )
-    while len(history) < config.epochs and not (signal_number or stop):
-        epoch, start = len(history) + 1, time.perf_counter()
+    for epoch in range(len(history) + 1, config.epochs + 1):
+        if signal_number or stop:
+            break
+        start = time.perf_counter()
         states, metrics = train_epoch(setup, states, networks, loader, epoch)
         record = epoch_record(run, epoch, metrics, time.perf_counter() - start, history)
         if config.validation_images:
-            with clock.measure("evaluate"):
+            with add_seconds(seconds, "evaluate"):
                 record |= _validate(run._replace(states=recalibrate(states)), loader)
         checkpointer.log(record)
         if checkpointer.is_due() and epoch < config.epochs:
@@ -163,8 +167,8 @@ def _train(
         stop = _call(callbacks, record, states) or all_diverged(history)
         signal_number, stop = multihost.max_over_processes(shutdown.signal_number, stop)
 
-    clock.seconds["train"] = sum(record["seconds"] for record in history)
-    with clock.measure("save"):
+    seconds["train"] = sum(record["seconds"] for record in history)
+    with add_seconds(seconds, "save"):
         states = recalibrate(states)
         checkpointer.save(states)
     if signal_number:
@@ -271,23 +275,3 @@ def _print_start(run: Run, metadata: Json) -> None:
         f"{height} x {width} pixels; on {device_name()}{mesh}",
         flush=True,
     )
-
-
-class Clock:
-    """The seconds that each part of a run takes."""
-
-    def __init__(self, started: float | None) -> None:
-        now = time.perf_counter()
-        self._started = now if started is None else started
-        self.seconds: dict[str, float] = {"startup": now - self._started}
-
-    @contextmanager
-    def measure(self, part: str) -> Iterator[None]:
-        """Adds the seconds that the `with` block takes to `part`."""
-        start = time.perf_counter()
-        yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
-
-    def stop(self) -> None:
-        """Sets the total, from the start of the process to now."""
-        self.seconds["total"] = time.perf_counter() - self._started

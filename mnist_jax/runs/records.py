@@ -1,5 +1,9 @@
 """The lines of metrics.jsonl, the content of summary.json, and the networks that diverged."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from mnist_jax.config import Config
@@ -94,3 +98,11 @@ def summarize(run: Run, metadata: Json, history: list[Json], result: Json) -> Js
         "device": device_name(),
         "versions": versions(),
     }
+
+
+@contextmanager
+def add_seconds(seconds: dict[str, float], part: str) -> Iterator[None]:
+    """Adds the seconds that the `with` block takes to `part` of `seconds`."""
+    start = time.perf_counter()
+    yield
+    seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - start
