@@ -8,7 +8,7 @@ leading axis, and its axis "images" the images of every batch.
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 from mnist_jax import prng, train
 from mnist_jax.config import Config, Hparams
 from mnist_jax.data import DataSpec, Examples
-from mnist_jax.model import Logits, PyTree
+from mnist_jax.model import PyTree
 from mnist_jax.parallel import mesh
 from mnist_jax.preprocess import Images, Inputs
 from mnist_jax.train import Evaluation, MakeRecipe, Metrics, Recipe, TrainState
@@ -25,8 +25,6 @@ from mnist_jax.train import Evaluation, MakeRecipe, Metrics, Recipe, TrainState
 CPU_CACHE_BYTES = 4 * 2**20
 """On a CPU, the parameters and optimizer states that are trained at once take at most about this:
 networks that do not fit its cache train faster one after the other."""
-
-PER_NETWORK, SHARED = jax.P("networks"), jax.P()
 
 
 class Setup(NamedTuple):
@@ -77,60 +75,66 @@ def shard_batches(recipe: Recipe) -> Recipe:
     return recipe._replace(preprocess=preprocess)
 
 
-def on_every_device(function: Callable[..., Any], *in_specs: jax.P) -> Callable[..., Any]:
-    """`function`, run by each device on the networks that it holds, and on what all share.
+def map_networks(
+    function: Callable[..., PyTree],
+    mapped: tuple[PyTree, ...],
+    shared: tuple[PyTree, ...] = (),
+    size: int | None = None,
+) -> PyTree:
+    """`function(*mapped, *shared)` of every network; `mapped` arguments have a leading axis of networks.
 
-    Devices need no communication: none waits for another.
+    Each device does this for the networks that it holds, without communication. It computes `size`
+    networks at once and the others after them, or all at once if `size` is None.
     """
-    if jax.sharding.get_abstract_mesh().shape.get("networks", 1) == 1:
-        return function
-    return jax.shard_map(
-        function,
-        in_specs=in_specs,
-        out_specs=PER_NETWORK,
-        axis_names={"networks"},
-        check_vma=False,
-    )
+
+    def run(mapped, shared):
+        def run_one(mapped):
+            return function(*mapped, *shared)
+
+        if size is None:
+            return jax.vmap(run_one)(mapped)
+        # vmap over one network is slower than the network: XLA then keeps gradients transposed.
+        return jax.lax.map(run_one, mapped, batch_size=None if size == 1 else size)
+
+    if jax.sharding.get_abstract_mesh().shape.get("networks", 1) > 1:
+        run = jax.shard_map(
+            run,
+            in_specs=(jax.P("networks"), jax.P()),
+            out_specs=jax.P("networks"),
+            axis_names={"networks"},
+            check_vma=False,
+        )
+    return run(mapped, shared)
 
 
 @partial(jax.jit, static_argnames="setup")
 def init(setup: Setup, networks: Networks) -> TrainState:
     """The states before the first step."""
 
-    def init_one(network: Networks) -> TrainState:
-        return train.init(setup.recipe(network.hparams), network.keys)
+    def init_one(key, hparams):
+        return train.init(setup.recipe(hparams), key)
 
     # One after the other: that is as fast, and compiles in half the time of vmap.
-    return on_every_device(partial(jax.lax.map, init_one), PER_NETWORK)(networks)
+    return map_networks(init_one, networks, size=1)
 
 
 @partial(jax.jit, static_argnames="setup", donate_argnames="states")
 def train_epoch(
     setup: Setup, states: TrainState, networks: Networks, examples: Examples
 ) -> tuple[TrainState, Metrics]:
-    """One pass of every network over the same images, each seed in its own order."""
-    size = vmap_size(states)
+    """One pass of every network over the same images, each seed in its mapped order."""
 
-    def train_all(
-        states: TrainState, networks: Networks, examples: Examples
-    ) -> tuple[TrainState, Metrics]:
-        def train_one(pair: tuple[TrainState, Networks]) -> tuple[TrainState, Metrics]:
-            state, (key, hparams) = pair
-            recipe = setup.recipe(hparams)
-            return train.train_epoch(recipe, state, examples, key, setup.config.batch_size)
+    def train_one(state, key, hparams, examples):
+        recipe = setup.recipe(hparams)
+        return train.train_epoch(recipe, state, examples, key, setup.config.batch_size)
 
-        # vmap over one network is slower than the network: XLA then keeps gradients transposed.
-        batch_size = None if size == 1 else size
-        return jax.lax.map(train_one, (states, networks), batch_size=batch_size)
-
-    run = on_every_device(train_all, PER_NETWORK, PER_NETWORK, SHARED)
-    return run(states, networks, examples)
+    return map_networks(train_one, (states, *networks), (examples,), vmap_size(states))
 
 
 def vmap_size(states: TrainState) -> int:
     """How many networks a device trains at once; `states` may be shapes.
 
-    On an accelerator these are all of its own, on a CPU as many as fit its cache.
+    On an accelerator these are all of its mapped, on a CPU as many as fit its cache.
     """
     count = len(states.step) // jax.sharding.get_abstract_mesh().shape.get("networks", 1)
     if jax.default_backend() != "cpu":
@@ -153,16 +157,11 @@ def recalibrate(setup: Setup, states: TrainState, networks: Networks, images: Im
 def _recalibrate(
     setup: Setup, states: TrainState, networks: Networks, images: Images
 ) -> TrainState:
-    def recalibrate_all(states: TrainState, networks: Networks, images: Images) -> TrainState:
-        def recalibrate_one(pair: tuple[TrainState, Networks]) -> TrainState:
-            state, (key, hparams) = pair
-            return train.recalibrate(setup.recipe(hparams), state, images, key)
+    def recalibrate_one(state, key, hparams, images):
+        return train.recalibrate(setup.recipe(hparams), state, images, key)
 
-        # One after the other: the activations of so many images take memory.
-        return jax.lax.map(recalibrate_one, (states, networks))
-
-    run = on_every_device(recalibrate_all, PER_NETWORK, PER_NETWORK, SHARED)
-    return run(states, networks, images)
+    # One after the other: the activations of so many images take memory.
+    return map_networks(recalibrate_one, (states, *networks), (images,), size=1)
 
 
 @partial(jax.jit, static_argnames="setup")
@@ -171,12 +170,10 @@ def predict(
 ) -> Float[Array, "networks n classes"]:
     """The logits that each network gives each image."""
 
-    def predict_one(state: TrainState, hparams: Hparams, images: Images) -> Logits:
+    def predict_one(state, hparams, images):
         return train.predict(setup.recipe(hparams), state, images)
 
-    predict_all = jax.vmap(predict_one, in_axes=(0, 0, None))
-    run = on_every_device(predict_all, PER_NETWORK, PER_NETWORK, SHARED)
-    return run(states, networks.hparams, images)
+    return map_networks(predict_one, (states, networks.hparams), (images,))
 
 
 @partial(jax.jit, static_argnames="setup")
@@ -185,12 +182,10 @@ def evaluate(
 ) -> Evaluation:
     """Loss and confusion matrix of every network over all of `examples`."""
 
-    def evaluate_one(state: TrainState, hparams: Hparams, examples: Examples) -> Evaluation:
+    def evaluate_one(state, hparams, examples):
         return train.evaluate(setup.recipe(hparams), state, examples)
 
-    evaluate_all = jax.vmap(evaluate_one, in_axes=(0, 0, None))
-    run = on_every_device(evaluate_all, PER_NETWORK, PER_NETWORK, SHARED)
-    return run(states, networks.hparams, examples)
+    return map_networks(evaluate_one, (states, networks.hparams), (examples,))
 
 
 def compile_programs(setup: Setup, networks: Networks, training: PyTree, test: PyTree) -> int:
