@@ -81,10 +81,11 @@ def map_networks(
     shared: tuple[PyTree, ...] = (),
     size: int | None = None,
 ) -> PyTree:
-    """`function(*mapped, *shared)` of every network; `mapped` arguments have a leading axis of networks.
+    """`function(*mapped, *shared)` of every network.
 
-    Each device does this for the networks that it holds, without communication. It computes `size`
-    networks at once and the others after them, or all at once if `size` is None.
+    The `mapped` arguments have a leading axis of networks. Each device computes its own networks,
+    without communication: `size` of them at once and the others after them, or all at once if
+    `size` is None.
     """
 
     def run(mapped, shared):
@@ -122,7 +123,7 @@ def init(setup: Setup, networks: Networks) -> TrainState:
 def train_epoch(
     setup: Setup, states: TrainState, networks: Networks, examples: Examples
 ) -> tuple[TrainState, Metrics]:
-    """One pass of every network over the same images, each seed in its mapped order."""
+    """One pass of every network over the same images, each seed in its own order."""
 
     def train_one(state, key, hparams, examples):
         recipe = setup.recipe(hparams)
@@ -134,7 +135,7 @@ def train_epoch(
 def vmap_size(states: TrainState) -> int:
     """How many networks a device trains at once; `states` may be shapes.
 
-    On an accelerator these are all of its mapped, on a CPU as many as fit its cache.
+    On an accelerator these are all of its own, on a CPU as many as fit its cache.
     """
     count = len(states.step) // jax.sharding.get_abstract_mesh().shape.get("networks", 1)
     if jax.default_backend() != "cpu":
