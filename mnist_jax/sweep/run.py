@@ -14,9 +14,13 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
 
 from mnist_jax import data
 from mnist_jax.config import Config, to_flags, to_json, validate
@@ -24,7 +28,8 @@ from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError, Interrupted, is_live, progress_bar, say
 from mnist_jax.fit import resolve
 from mnist_jax.parallel import multihost
-from mnist_jax.parallel.mesh import MeshShape
+from mnist_jax.parallel.mesh import MeshShape, mesh_shape
+from mnist_jax.preprocess import AnyArray
 from mnist_jax.runs import rundir
 from mnist_jax.runs.metadata import (
     data_metadata,
@@ -38,9 +43,11 @@ from mnist_jax.runs.metadata import (
 from mnist_jax.runs.results import memory_errors
 from mnist_jax.runs.rundir import Json
 from mnist_jax.runs.signals import Shutdown, graceful_shutdown
-from mnist_jax.sweep.space import Range, Values, configurations, halving_rungs, to_text
-from mnist_jax.sweep.trials import Row, Trainer, Trial
+from mnist_jax.sweep.space import Values, configurations, halving_rungs, to_text
+from mnist_jax.sweep.trials import Trainer, Trial, make_trials
 from mnist_jax.train import MakeRecipe, default_recipe
+
+PROGRESS = "{desc} {bar:8} {n}/{total} network-epochs, {elapsed} elapsed, {remaining} left"
 
 
 def sweep(
@@ -87,20 +94,20 @@ def sweep(
         raise InputError("--resume needs --out SWEEP, the folder of the sweep to resume")
     if out and multihost.is_primary():
         rundir.require_free(out, resume, "sweep")
-    changes_by_trial = configurations(config, space, samples)
+    tried = configurations(validate(config), space, samples)
+    for changes in tried:
+        validate(dataclasses.replace(config, **changes))
     dataset = dataset or data.load(config.dataset, config.data_dir)
-    config = resolve(validate(config), dataset)
+    config = resolve(config, dataset)
     default = min(len(dataset.test.labels), len(dataset.train.labels) // 5)
     validation_images = config.validation_images or default
     training, validation = data.train_val_split(dataset.train, validation_images)
-    trials = [
-        Trial(number, fields, resolve(dataclasses.replace(config, **fields), dataset))
-        for number, fields in enumerate(changes_by_trial)
-    ]
-    trainer = Trainer(trials, make_recipe, len(dataset.class_names), training, validation, mesh)
+    trials = make_trials(config, tried, dataset, len(training.labels), make_recipe)
+    for trial in trials:  # raises if the devices cannot be divided so
+        mesh_shape(trial.config.seeds, trial.config.batch_size, mesh, padded=True)
     metadata = {
         "config": to_json(config),
-        "tried": changes_by_trial,
+        "tried": tried,
         "halving": halving,
         "recipe": recipe_name(make_recipe),
         "data": data_metadata(dataset, validation_images),
@@ -110,16 +117,20 @@ def sweep(
     path = out or rundir.new_path(config, "sweep-")
     out = Path(multihost.broadcast_from_primary(lambda: str(path)))
     with rundir.claim(out) if multihost.is_primary() else nullcontext():
-        rows = multihost.broadcast_from_primary(lambda: _begin(out, metadata, resume))
+        rows = multihost.broadcast_from_primary(lambda: _begin(out, metadata))
         if rows is None:
             print(f"{out} is already finished", flush=True)
             return out
+        rows = [{**row, **tried[row["trial"]]} for row in rows]  # JSON has lists for tuples
+        trainer = Trainer(training, validation, mesh)
         with memory_errors(config), graceful_shutdown() as shutdown:
-            _print_start(metadata, len(trainer.setups))
+            _print_start(metadata, trials)
             table = _train_rungs(trials, trainer, rows, out, halving, shutdown)
         if multihost.is_primary():
-            _write_table(out, table)
-            _save_figures(out, table, space, dataset.name)
+            from mnist_jax.sweep import plots  # matplotlib takes half a second to import
+
+            _save_table(out, table)
+            plots.save_figures(out, table, space, dataset.name)
             summary = _summarize(config, metadata, table)
             summary["seconds"] = {**trainer.seconds, "total": time.perf_counter() - started}
             rundir.write_summary(out, summary)
@@ -139,133 +150,105 @@ def summary_line(summary: Json) -> str:
     )
 
 
+def _begin(out: Path, metadata: Json) -> list[Json] | None:
+    """Makes `out` the folder of the sweep, and returns its rows so far; None if it is finished."""
+    if rundir.is_free(out):
+        rundir.write_json(out / "sweep.json", metadata)
+        return []
+    # Tuples become lists, as in the file.
+    require_same_run(out, rundir.read_json(out / "sweep.json"), json.loads(json.dumps(metadata)))
+    with suppress(InputError):
+        rundir.read_summary(out)
+        return None
+    rows: list[Json] = []
+    file = out / "trials.jsonl"
+    for line in rundir.read_bytes(file).splitlines() if file.exists() else []:
+        with suppress(ValueError):  # an incomplete line
+            rows.append(json.loads(line))
+    rundir.write_bytes(file, b"".join(map(rundir.json_line, rows)))
+    return rows
+
+
 def _train_rungs(
     trials: Sequence[Trial],
     trainer: Trainer,
-    rows: Sequence[Row],
+    rows: list[Json],
     out: Path,
     halving: bool,
     shutdown: Shutdown,
-) -> list[Row]:
+) -> list[Json]:
     """The last row of each trial, the best first: those of later rungs, then by their errors.
 
     `rows` are the results of an earlier start, which are not computed again.
     """
     longest = max(trial.config.epochs for trial in trials)
     rungs = halving_rungs(len(trials), longest) if halving else [(longest, 0)]
-    known = {(row["trial"], row["epochs"]): row for row in rows}
-    configurations = len(trials)
-    table: list[Row] = []
-    epochs_before = 0
-    with _progress(_work(trials, rungs)) as advance:
-
-        def report(networks: int, words: str) -> None:
-            advance(networks, words)
-            (number,) = multihost.max_over_processes(shutdown.signal_number)
-            if number:
-                done = f"{len(known):,} results of {configurations:,} configurations"
-                raise Interrupted(number, out, f"stopped with {done}")
-
-        for epochs, survivors in rungs:
-            until = {trial.number: min(epochs, trial.config.epochs) for trial in trials}
-            remaining = []
-            for trial in trials:
-                if (trial.number, until[trial.number]) in known:
-                    report(trial.config.seeds * (until[trial.number] - epochs_before), "as before")
-                else:
-                    remaining.append(trial)
-            for batch, results in trainer.train(
-                remaining, epochs_before, epochs, survivors > 0, report
-            ):
+    table: list[Json] = []
+    for epochs, survivors in rungs:
+        results = {row["trial"]: row for row in rows if row["epochs"] == epochs or not halving}
+        remaining = [trial for trial in trials if trial.number not in results]
+        work = sum(
+            trial.config.seeds * (min(epochs, trial.config.epochs) - trial.epochs_done)
+            for trial in remaining
+        )
+        if halving:
+            say(f"{len(trials):,} configurations train to epoch {epochs} of {longest}")
+        with progress_bar(total=work, bar_format=PROGRESS, leave=False) as bar:
+            for batch in trainer.train(remaining, epochs, partial(_report, bar, shutdown, out)):
                 if multihost.is_primary():
-                    lines = b"".join(map(rundir.json_line, results))
+                    lines = b"".join(map(rundir.json_line, batch))
                     rundir.append_bytes(out / "trials.jsonl", lines)
-                for trial, row in zip(batch, results, strict=True):
-                    known[trial.number, until[trial.number]] = row
-            ranked = sorted((known[number, until[number]] for number in until), key=_rank)
-            better = {row["trial"] for row in ranked[:survivors]}
-            table, epochs_before = [*ranked[survivors:], *table], epochs
-            trainer.forget([trial for trial in trials if trial.number not in better])
-            trials = [trial for trial in trials if trial.number in better]
+                results |= {row["trial"]: row for row in batch}
+        trials = sorted(trials, key=lambda trial: _rank(results[trial.number]))
+        table = [results[trial.number] for trial in trials[survivors:]] + table
+        for trial in trials[survivors:]:
+            trial.states = None
+        trials = sorted(trials[:survivors], key=lambda trial: trial.number)
     return table
 
 
-def _work(trials: Sequence[Trial], rungs: Sequence[tuple[int, int]]) -> int:
-    """The epochs of all networks."""
-    work, epochs_before = 0, 0
-    for epochs, survivors in rungs:
-        for trial in trials:
-            work += trial.config.seeds * (min(epochs, trial.config.epochs) - epochs_before)
-        trials, epochs_before = trials[:survivors], epochs
-    return work
+def _report(bar: tqdm, shutdown: Shutdown, out: Path, train_loss: AnyArray) -> None:
+    """Counts an epoch of networks with these losses: in a bar, or a line for each tenth of all.
 
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int, str], None]]:
-    """Yields a function that adds to a count of network-epochs and shows it on standard error.
-
-    That is a bar in a terminal or notebook, and elsewhere a line at every tenth of `total`.
+    Raises:
+        Interrupted: a signal came.
     """
-    done = 0
-    layout = "{desc} {bar:8} {n}/{total} network-epochs, {elapsed} elapsed, {remaining} left"
-    with progress_bar(total=total, bar_format=layout) as bar:
-
-        def advance(count: int, words: str) -> None:
-            nonlocal done
-            before, done = done, done + count
-            if is_live():
-                bar.set_description_str(words, refresh=False)
-                bar.update(count)
-            elif 10 * before // total < 10 * done // total:
-                say(f"{done:,} of {total:,} network-epochs, {words}")
-
-        yield advance
+    finite = train_loss[np.isfinite(train_loss)]
+    loss = f"training loss {finite.mean():.4f}" if len(finite) else "all diverged"
+    before = bar.n
+    bar.n += len(train_loss)
+    bar.set_description_str(loss)
+    if not is_live() and 10 * before // bar.total < 10 * bar.n // bar.total:
+        say(f"{bar.n:,} of {bar.total:,} network-epochs, {loss}")
+    (number,) = multihost.max_over_processes(shutdown.signal_number)
+    if number:
+        raise Interrupted(number, out, "stopped, with all configurations saved that had ended")
 
 
-def _rank(row: Row) -> tuple[float, float, int]:
+def _rank(row: Json) -> tuple[float, float, int]:
     """Fewer errors first, then a lower loss, which a network that diverged does not have."""
     loss = row["validation_loss"]
-    finite = math.inf if loss is None or math.isnan(loss) else loss
-    return row["validation_error_percent_mean"], finite, row["trial"]
+    return row["validation_error_percent_mean"], math.inf if loss is None else loss, row["trial"]
 
 
-def _begin(out: Path, metadata: Json, resume: bool) -> list[Row] | None:
-    """Makes `out` the folder of the sweep, and returns its rows so far; None if it is finished."""
-    rundir.require_free(out, resume, "sweep")  # another process may have been here
-    if rundir.is_free(out):
-        rundir.write_json(out / "sweep.json", metadata)
-        return []
-    # Tuples become lists, as in the file.
-    require_same_run(out, rundir.read_json(out / "sweep.json"), json.loads(json.dumps(metadata)))
-    rows: list[Row] = []
-    file = out / "trials.jsonl"
-    for line in rundir.read_bytes(file).splitlines() if file.exists() else []:
-        with suppress(ValueError):  # an incomplete line
-            rows.append(json.loads(line))
-    rundir.write_bytes(file, b"".join(map(rundir.json_line, rows)))
-    with suppress(InputError):
-        rundir.read_summary(out)
-        return None
-    return rows
-
-
-def _print_start(metadata: Json, programs: int) -> None:
+def _print_start(metadata: Json, trials: Sequence[Trial]) -> None:
     config, sizes = metadata["config"], metadata["data"]
     seeds = f" of {config['seeds']} seeds" if config["seeds"] > 1 else ""
+    programs = len({trial.setup for trial in trials})
     print(
-        f"{config['dataset']}: {len(metadata['tried']):,} configurations{seeds} in {programs} "
+        f"{config['dataset']}: {len(trials):,} configurations{seeds} in {programs} "
         f"program{'s' if programs > 1 else ''}; {sizes['train_images']:,} images to train on, "
         f"{sizes['validation_images']:,} to choose with; on {device_name()}",
         flush=True,
     )
 
 
-def _summarize(config: Config, metadata: Json, table: Sequence[Row]) -> Json:
+def _summarize(config: Config, metadata: Json, table: Sequence[Json]) -> Json:
     """The content of summary.json, except the seconds."""
     best = dataclasses.replace(config, **metadata["tried"][table[0]["trial"]])
     return {
         "dataset": config.dataset,
-        "configurations": len(metadata["tried"]),
+        "configurations": len(table),
         "seeds": config.seeds,
         "train_images": metadata["data"]["train_images"],
         "validation_images": metadata["data"]["validation_images"],
@@ -277,27 +260,10 @@ def _summarize(config: Config, metadata: Json, table: Sequence[Row]) -> Json:
     }
 
 
-def _write_table(out: Path, table: Sequence[Row]) -> None:
+def _save_table(out: Path, table: Sequence[Json]) -> None:
     rundir.write_bytes(out / "table.json", (json.dumps(table, indent=1) + "\n").encode())
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, table[0])
-    writer.writeheader()
-    for row in table:
-        writer.writerow({name: to_text(value) for name, value in row.items()})
+    writer = csv.writer(stream)
+    writer.writerow(table[0])
+    writer.writerows(map(to_text, row.values()) for row in table)
     rundir.write_bytes(out / "table.csv", stream.getvalue().encode())
-
-
-def _save_figures(
-    out: Path, table: Sequence[Row], space: Mapping[str, Values], dataset: str
-) -> None:
-    """Saves what each field is worth by itself, and a heat map if two fields make a grid."""
-    from mnist_jax.sweep import plots  # matplotlib takes half a second to import
-
-    fields = [
-        name for name, values in space.items() if isinstance(values, Range) or len(values) > 1
-    ]
-    title = f"{dataset}: validation error (%) of {len(table):,} configurations"
-    rundir.save_figure(out, "marginals", plots.marginals(table, fields, title))
-    is_grid = math.prod(len(space[name]) for name in fields) == len(table)
-    if len(fields) == 2 and is_grid:
-        rundir.save_figure(out, "heat_map", plots.heat_map(table, fields[0], fields[1], title))

@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 from docstring_parser import parse_from_object
 
-from mnist_jax.config import MAX_COUNT, Config, Hparams, validate
+from mnist_jax.config import MAX_COUNT, Config, Hparams
 from mnist_jax.errors import InputError, unusable
 
 SHARED_FIELDS = ("dataset", "data_dir", "validation_images", "seed", "seeds")
@@ -61,44 +61,63 @@ Values = tuple[Any, ...] | Range
 """The values of a field to try."""
 
 
-def parse_values(config: Config, name: str, words: Sequence[str]) -> Values:
+def parse_space(config: Config, space: SearchSpace) -> tuple[Config, dict[str, Values]]:
+    """`config` with the fields that have a single value, and the values of the others.
+
+    Raises:
+        InputError: a value cannot be read, or is listed twice.
+    """
+    values = {name: parse_values(name, words) for name, words in vars(space).items()}
+    several = {
+        name: each for name, each in values.items() if isinstance(each, Range) or len(each) > 1
+    }
+    single = {name: each[0] for name, each in values.items() if name not in several}
+    return dataclasses.replace(config, **single), several
+
+
+def parse_values(name: str, words: Sequence[str]) -> Values:
     """The values of a field as the command line spells them, or its range, LOW:HIGH[:log].
 
     Values are spelled as for `train`, except that the widths of a network are one word: 512x256,
     or linear if there are none.
-
-    Raises:
-        InputError: a value cannot be used, or is listed twice.
     """
-    if any(":" in word for word in words):
-        values = _parse_range(name, words)
-        for end in (values.low, values.high):
-            validate(dataclasses.replace(config, **{name: _as_type(name, end)}))
-        return values
+    if type(getattr(Config, name)) in (int, float) and ":" in "".join(words):
+        return _parse_range(name, words)
     values = tuple(_parse_value(name, word) for word in words)
-    for value in values:
-        validate(dataclasses.replace(config, **{name: value}))
     if len(set(values)) < len(values):
         hint = "; a network of two layers is one word, 512x512" if name == "hidden" else ""
         raise _unusable(name, words, f"each value once{hint}")
     return values
 
 
-def parse_space(config: Config, space: SearchSpace) -> tuple[Config, dict[str, Values]]:
-    """`config` with the fields that have a single value, and the values of the others."""
-    words = vars(space)
-    single = {
-        name: _parse_value(name, options[0])
-        for name, options in words.items()
-        if len(options) == 1 and ":" not in options[0]
-    }
-    config = validate(dataclasses.replace(config, **single))
-    several = {
-        name: parse_values(config, name, options)
-        for name, options in words.items()
-        if name not in single
-    }
-    return config, several
+def _parse_value(name: str, word: str) -> Any:
+    default = getattr(Config, name)
+    try:
+        if isinstance(default, tuple):
+            return () if word == "linear" else tuple(map(int, word.split("x")))
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[word.lower()]
+        return type(default)(word)
+    except (KeyError, ValueError):
+        raise _unusable(name, [word], f"values such as {to_text(default)}") from None
+
+
+def _parse_range(name: str, words: Sequence[str]) -> Range:
+    expected = "one range of numbers, LOW:HIGH or LOW:HIGH:log, with LOW below HIGH"
+    try:
+        (word,) = words
+        low, high, *scale = word.split(":")
+        values = Range(float(low), float(high), log=scale == ["log"])
+    except ValueError:
+        raise _unusable(name, words, expected) from None
+    lowest = 0 if values.log else -math.inf
+    if scale not in ([], ["log"]) or not lowest < values.low < values.high < math.inf:
+        raise _unusable(name, words, f"{expected}, and above 0 for a logarithm")
+    return values
+
+
+def _unusable(name: str, words: Sequence[str], expected: str) -> InputError:
+    return unusable("--" + name.replace("_", "-"), " ".join(words), expected)
 
 
 def configurations(
@@ -112,35 +131,47 @@ def configurations(
     Raises:
         InputError: there is nothing to compare, or too much.
     """
-    ranges = [name for name, values in space.items() if isinstance(values, Range)]
+    ranges = {name: values for name, values in space.items() if isinstance(values, Range)}
+    lists = {name: [values] if name in ranges else values for name, values in space.items()}
+    combinations = math.prod(map(len, lists.values()))
     if ranges and not samples:
-        flag = "--" + ranges[0].replace("_", "-")
+        flag = "--" + next(iter(ranges)).replace("_", "-")
         raise InputError(f"{flag} has a range: say with --samples how many values to draw from it")
     if not 0 <= samples <= MAX_COUNT:
         raise unusable("--samples", samples, f"1 to {MAX_COUNT}")
-    lists = {name: values for name, values in space.items() if not isinstance(values, Range)}
-    combinations = math.prod(map(len, lists.values()))
     if combinations > MAX_COUNT:
         raise InputError(f"that makes {combinations} configurations; at most {MAX_COUNT} are tried")
-    if not ranges and combinations < 2:
+    if combinations < 2 and not ranges:
         raise InputError(
             "there is nothing to compare: give an option two values or more, such as "
             "--learning-rate 0.03 0.1 0.3"
         )
+    if samples >= combinations and not ranges:
+        fewer = f"fewer than the {combinations} combinations, all of which are tried without it"
+        raise unusable("--samples", samples, fewer)
     grid = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
     if not samples:
         return grid
     rng = np.random.default_rng(config.seed)
     if not ranges:
-        if samples >= combinations:
-            fewer = f"fewer than the {combinations} combinations, all of which are tried without it"
-            raise unusable("--samples", samples, fewer)
         return [grid[i] for i in np.sort(rng.choice(combinations, samples, replace=False))]
     drawn = []
     for _ in range(samples):
-        listed = grid[rng.integers(combinations)]
-        drawn.append({name: _draw(rng, name, values, listed) for name, values in space.items()})
+        changes = dict(grid[rng.integers(combinations)])
+        for name, values in ranges.items():
+            changes[name] = _draw(rng, name, values)
+        drawn.append(changes)
     return drawn
+
+
+def _draw(rng: np.random.Generator, name: str, values: Range) -> int | float:
+    """A number of four digits, which is easy to type again."""
+    if values.log:
+        number = math.exp(rng.uniform(math.log(values.low), math.log(values.high)))
+    else:
+        number = rng.uniform(values.low, values.high)
+    number = min(max(float(f"{number:.4g}"), values.low), values.high)
+    return round(number) if isinstance(getattr(Config, name), int) else number
 
 
 def program_key(config: Config) -> tuple[object, ...]:
@@ -162,63 +193,3 @@ def halving_rungs(configurations: int, epochs: int) -> list[tuple[int, int]]:
         configurations = math.ceil(configurations / 2)
         rungs.append((math.ceil(epochs / 2**left), configurations))
     return [*rungs, (epochs, 0)]
-
-
-def _parse_range(name: str, words: Sequence[str]) -> Range:
-    if _kind(name) not in (int, float):
-        raise _unusable(name, words, "one value or more")
-    expected = "one range of numbers, LOW:HIGH or LOW:HIGH:log, with LOW below HIGH"
-    try:
-        (word,) = words
-        low, high, *scale = word.split(":")
-        values = Range(float(low), float(high), scale == ["log"])
-    except ValueError:
-        raise _unusable(name, words, expected) from None
-    if scale not in ([], ["log"]) or not -math.inf < values.low < values.high < math.inf:
-        raise _unusable(name, words, expected)
-    if values.log and values.low <= 0:
-        raise _unusable(name, words, "a LOW above 0 where the range is logarithmic")
-    return values
-
-
-def _draw(rng: np.random.Generator, name: str, values: Values, listed: Mapping[str, Any]) -> Any:
-    if not isinstance(values, Range):
-        return listed[name]
-    if values.log:
-        number = math.exp(rng.uniform(math.log(values.low), math.log(values.high)))
-    else:
-        number = rng.uniform(values.low, values.high)
-    return _as_type(name, min(max(float(f"{number:.4g}"), values.low), values.high))
-
-
-def _parse_value(name: str, word: str) -> Any:
-    parse, expected = {
-        tuple[int, ...]: (_parse_widths, "networks such as 512x256, or linear"),
-        bool: (_parse_bool, "true or false"),
-        int: (int, "whole numbers"),
-        float: (float, "numbers"),
-    }.get(_kind(name), (str, ""))
-    try:
-        return parse(word)
-    except (ValueError, KeyError):
-        raise _unusable(name, [word], expected) from None
-
-
-def _parse_widths(word: str) -> tuple[int, ...]:
-    return () if word == "linear" else tuple(map(int, word.split("x")))
-
-
-def _parse_bool(word: str) -> bool:
-    return {"true": True, "false": False}[word.lower()]
-
-
-def _as_type(name: str, number: float) -> int | float:
-    return round(number) if _kind(name) is int else number
-
-
-def _kind(name: str) -> Any:
-    return next(field.type for field in dataclasses.fields(Config) if field.name == name)
-
-
-def _unusable(name: str, words: Sequence[str], expected: str) -> InputError:
-    return unusable("--" + name.replace("_", "-"), " ".join(words), expected)

@@ -2,10 +2,10 @@
 
 import dataclasses
 import itertools
-import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,10 +13,10 @@ import psutil
 
 from mnist_jax import population
 from mnist_jax.config import Config, Hparams
-from mnist_jax.data import DataSpec, Examples
+from mnist_jax.data import Dataset, Examples
 from mnist_jax.data.loader import DataLoader, plan_shards
 from mnist_jax.errors import say
-from mnist_jax.fit import train_epoch
+from mnist_jax.fit import resolve, train_epoch
 from mnist_jax.parallel.mesh import (
     MeshShape,
     free_bytes,
@@ -25,238 +25,186 @@ from mnist_jax.parallel.mesh import (
     shard,
     use_mesh,
 )
-from mnist_jax.parallel.multihost import all_gather
+from mnist_jax.parallel.multihost import max_over_processes
 from mnist_jax.population import Networks, Setup
+from mnist_jax.preprocess import AnyArray
+from mnist_jax.runs.records import add_seconds
+from mnist_jax.runs.rundir import Json
 from mnist_jax.sweep.space import program_key
 from mnist_jax.train import MakeRecipe, TrainState
 
-Row = dict[str, Any]
-"""The result of a trial, as a row of the table."""
+Report = Callable[[AnyArray], None]
 
 
-class Trial(NamedTuple):
-    """One configuration of a sweep, on all of its seeds."""
+@dataclasses.dataclass(eq=False)
+class Trial:
+    """One configuration of a sweep, on all of its seeds.
+
+    Attributes:
+        setup: that of its program, which other trials may share.
+        states: of its networks, on the host between the rungs of successive halving, or None.
+        epochs_done: the epochs behind `states`, or 0.
+    """
 
     number: int
-    changes: dict[str, Any]
+    changes: Mapping[str, Any]
     config: Config
-
-
-class Batch(NamedTuple):
-    """Trials that are trained at once, on a mesh that their copies may fill up."""
-
     setup: Setup
-    trials: list[Trial]
-    mesh: MeshShape
-
-    @property
-    def networks(self) -> Networks:
-        """Every seed of every trial, then copies of the first until the mesh is full."""
-        members = [(trial.config, seed) for trial in self.trials for seed in trial.config.all_seeds]
-        members += itertools.islice(itertools.cycle(members), -len(members) % self.mesh[0])
-        return population.networks(
-            [seed for _, seed in members], [config.hparams for config, _ in members]
-        )
+    states: TrainState | None = None
+    epochs_done: int = 0
 
 
+def make_trials(
+    config: Config,
+    tried: Sequence[Mapping[str, Any]],
+    dataset: Dataset,
+    train_images: int,
+    make_recipe: MakeRecipe,
+) -> list[Trial]:
+    """A trial for each of the changes to `config` that are `tried`.
+
+    Raises:
+        InputError: a configuration does not fit the data.
+    """
+    configs = [resolve(dataclasses.replace(config, **changes), dataset) for changes in tried]
+    by_program: dict[Hashable, list[Config]] = defaultdict(list)
+    for own in configs:
+        by_program[program_key(own)].append(own)
+    setups = {}
+    for key, group in by_program.items():
+        images_used = plan_shards(group[0], train_images).images_used
+        spec = dataset.spec._replace(train_images=images_used)
+        for own in group:  # raises if it does not fit the data
+            make_recipe(own, own.hparams, spec)
+        # The program has every layer that one of its networks needs.
+        columns = zip(*(own.hparams for own in group), strict=True)
+        largest = Hparams(*map(max, columns))._asdict()
+        setups[key] = Setup(dataclasses.replace(group[0], **largest), spec, make_recipe)
+    return [
+        Trial(number, changes, own, setups[program_key(own)])
+        for number, (changes, own) in enumerate(zip(tried, configs, strict=True))
+    ]
+
+
+@dataclasses.dataclass
 class Trainer:
-    """Trains trials, and keeps their states on the host between the rungs of successive halving."""
+    """Trains trials on a mesh, by default of all devices, and adds up the seconds of each part."""
 
-    def __init__(
-        self,
-        trials: Sequence[Trial],
-        make_recipe: MakeRecipe,
-        classes: int,
-        training: Examples,
-        validation: Examples,
-        mesh: MeshShape | None,
-    ) -> None:
-        self.training, self.validation, self.mesh = training, validation, mesh
-        self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
-        self.setups: dict[Hashable, Setup] = {}
-        self._states: dict[int, tuple[int, TrainState]] = {}  # by trial: epochs so far, states
-        for key, group in _group_by(_key, trials):
-            config = group[0].config
-            mesh_shape(len(group) * config.seeds, config.batch_size, mesh, padded=True)
-            images_used = plan_shards(config, len(training.labels)).images_used
-            spec = DataSpec(training.images.shape[1:], classes, images_used)
-            for trial in group:  # raises if a config does not fit the data
-                make_recipe(trial.config, trial.config.hparams, spec)
-            self.setups[key] = Setup(_representative(group), spec, make_recipe)
+    training: Examples
+    validation: Examples
+    mesh: MeshShape | None = None
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
-    def train(
-        self,
-        trials: Sequence[Trial],
-        epochs_before: int,
-        epochs: int,
-        keep: bool,
-        report: Callable[[int, str], None],
-    ) -> Iterator[tuple[list[Trial], list[Row]]]:
-        """Trains `trials` batch by batch, and yields each batch with its results.
+    def train(self, trials: Sequence[Trial], epochs: int, report: Report) -> Iterator[list[Json]]:
+        """Trains `trials` batch by batch, and yields the rows of each batch.
+
+        Trials that have epochs left are kept for the next call, if the host has memory for them.
+        Those that are not kept are trained from the start, to the same bits.
 
         Args:
             trials: what to train.
-            epochs_before: after how many epochs the trials were reported last.
-            epochs: after how many epochs to stop, if their configs do not stop earlier.
-            keep: keep the states for the next call, if the host has memory for them. Trials without
-                a state are trained from the start, to the same bits.
-            report: called with how many networks have finished a new epoch, and how it went.
+            epochs: after how many epochs to stop, if a config does not stop earlier.
+            report: called after each epoch of a batch with the training loss of each network.
         """
-        groups = _group_by(lambda trial: (_key(trial), self._epochs_done(trial)), trials)
-        for (key, epochs_done), remaining in groups:
-            until = min(epochs, remaining[0].config.epochs)
-            count = len(remaining)
-            while remaining:
-                batch = self._fitting_batch(key, remaining[:count])
-                count = len(batch.trials)
-                remaining = remaining[count:]
-                rows = self._train_batch(batch, (epochs_done, epochs_before, until), keep, report)
-                yield batch.trials, rows
-
-    def forget(self, trials: Iterable[Trial]) -> None:
-        """Drops the states of `trials`."""
+        groups: dict[Hashable, list[Trial]] = defaultdict(list)
         for trial in trials:
-            self._states.pop(trial.number, None)
+            groups[trial.setup, trial.epochs_done].append(trial)
+        for group in groups.values():
+            size = len(group)
+            while group:
+                rows = self._train_batch(group[:size], epochs, report)
+                yield rows
+                size, group = len(rows), group[len(rows) :]
 
-    def _epochs_done(self, trial: Trial) -> int:
-        return self._states[trial.number][0] if trial.number in self._states else 0
-
-    def _batch(self, key: Hashable, trials: list[Trial]) -> Batch:
-        config = trials[0].config
-        networks = len(trials) * config.seeds
-        shape = mesh_shape(networks, config.batch_size, self.mesh, padded=True)
-        return Batch(self.setups[key], trials, shape)
-
-    def _fitting_batch(self, key: Hashable, trials: list[Trial]) -> Batch:
-        """As many of `trials` as memory holds at once, with their programs compiled."""
+    def _train_batch(self, trials: list[Trial], epochs: int, report: Report) -> list[Json]:
+        """The rows of as many of `trials` as memory holds at once, from the first."""
+        setup = trials[0].setup
         while True:
-            batch = self._batch(key, trials)
-            with self._measure("compile"), use_mesh(batch.mesh):
-                loader = self._loader(batch)
-                needed = population.compile_programs(
-                    batch.setup, batch.networks, loader.spec, loader.validation
-                )
-            by_process = all_gather(needed, free_bytes())
-            needed, free = max(by_process)[0], min(free for _, free in by_process)
-            if needed <= free or len(trials) == 1:
-                return batch
-            count = max(1, min(len(trials) - 1, len(trials) * free // needed))
+            members = [
+                (seed, trial.config.hparams) for trial in trials for seed in trial.config.all_seeds
+            ]
+            shape = mesh_shape(len(members), setup.config.batch_size, self.mesh, padded=True)
+            copies = itertools.islice(itertools.cycle(members), -len(members) % shape[0])
+            seeds, hparams = zip(*members, *copies, strict=True)
+            with use_mesh(shape):
+                with add_seconds(self.seconds, "compile"):
+                    loader = DataLoader(setup.config, self.training, self.validation)
+                    networks = population.networks(seeds, hparams)
+                    needed = population.compile_programs(
+                        setup, networks, loader.spec, loader.validation
+                    )
+                # The process with the least free memory decides.
+                needed, negative = max_over_processes(needed, -free_bytes())
+                if needed <= -negative or len(trials) == 1:
+                    return self._train_at_once(trials, networks, loader, epochs, report)
+            count = max(1, len(trials) * -negative // needed)
             say(f"memory holds {count:,} of these {len(trials):,} configurations at once")
             trials = trials[:count]
 
-    def _loader(self, batch: Batch) -> DataLoader:
-        return DataLoader(batch.setup.config, self.training, self.validation)
-
-    def _train_batch(
+    def _train_at_once(
         self,
-        batch: Batch,
-        epochs: tuple[int, int, int],
-        keep: bool,
-        report: Callable[[int, str], None],
-    ) -> list[Row]:
-        """The results of the trials in `batch`, trained from the first to the last of `epochs`."""
-        epochs_done, epochs_before, until = epochs
-        setup, seeds = batch.setup, batch.setup.config.seeds
-        count = len(batch.trials) * seeds  # without copies
-        train_loss = np.array([])
-        with use_mesh(batch.mesh):
-            loader, networks = self._loader(batch), batch.networks
-            if epochs_done:
-                saved = [self._states[trial.number][1] for trial in batch.trials]
-                size = len(networks.keys)
-                states = shard(jax.tree.map(lambda *leaves: _fill(leaves, size), *saved))
-            else:
-                states = shard(population.init(setup, networks))
-            for epoch in range(epochs_done + 1, until + 1):
-                with self._measure("train"):
-                    states, metrics = train_epoch(setup, states, networks, loader, epoch)
-                train_loss = metrics.loss[:count]
-                finite = train_loss[np.isfinite(train_loss)]
-                words = f"training loss {finite.mean():.4f}" if len(finite) else "all diverged"
-                report(count if epoch > epochs_before else 0, words)
-            with self._measure("evaluate"):
-                calibrated = population.recalibrate(
-                    setup, states, networks, loader.recalibration_images
-                )
-                evaluation = population.evaluate(setup, calibrated, networks, loader.validation)
-                evaluation = gather_to_host(evaluation)
-            if keep:
-                self._keep(batch.trials, until, states)
-        errors, losses = evaluation.errors[:count], evaluation.loss[:count]
-        by_trial = (
-            array.reshape(len(batch.trials), seeds) for array in (errors, losses, train_loss)
-        )
-        rows = zip(batch.trials, *by_trial, strict=True)
-        return [self._row(trial, until, *results) for trial, *results in rows]
-
-    def _row(
-        self,
-        trial: Trial,
+        trials: Sequence[Trial],
+        networks: Networks,
+        loader: DataLoader,
         epochs: int,
-        errors: np.ndarray,
-        losses: np.ndarray,
-        train_losses: np.ndarray,
-    ) -> Row:
-        percent = 100 * errors / len(self.validation.labels)
-        std = _finite(percent.std(ddof=1)) if len(errors) > 1 else None
-        return {
-            "trial": trial.number,
-            **trial.changes,
-            "epochs": epochs,
-            "validation_errors": errors.tolist(),
-            "validation_error_percent_mean": float(percent.mean()),
-            "validation_error_percent_std": std,
-            "validation_loss": _finite(losses.mean()),
-            "train_loss": _finite(train_losses.mean()),
-        }
-
-    def _keep(self, trials: Sequence[Trial], epochs: int, states: TrainState) -> None:
-        """Keeps the states of `trials` on the host, if all hosts have memory for them."""
-        state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(states))
-        has_room = psutil.virtual_memory().available > 4 * state_bytes
-        if not all(room for (room,) in all_gather(has_room)):
-            return
-        host, start = gather_to_host(states), 0
-        for trial in trials:
-            own = slice(start, start + trial.config.seeds)
-            state = jax.tree.map(lambda leaf, own=own: leaf[own].copy(), host)
-            self._states[trial.number] = epochs, state
-            start = own.stop
-
-    @contextmanager
-    def _measure(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[part] += time.perf_counter() - start
-
-
-def _representative(trials: Sequence[Trial]) -> Config:
-    """A config whose program has every layer that one of `trials` needs."""
-    largest = {
-        name: max(getattr(trial.config, name) for trial in trials) for name in Hparams._fields
-    }
-    return dataclasses.replace(trials[0].config, **largest)
+        report: Report,
+    ) -> list[Json]:
+        setup, seeds = trials[0].setup, trials[0].config.seeds
+        start, stop = trials[0].epochs_done, min(epochs, setup.config.epochs)
+        if start:
+            states = _join([trial.states for trial in trials], len(networks.keys))
+        else:
+            states = population.init(setup, networks)
+        states, train_loss = shard(states), np.array([])
+        for epoch in range(start + 1, stop + 1):
+            with add_seconds(self.seconds, "train"):
+                states, metrics = train_epoch(setup, states, networks, loader, epoch)
+            train_loss = metrics.loss[: len(trials) * seeds]  # without copies
+            report(train_loss)
+        with add_seconds(self.seconds, "evaluate"):
+            images = loader.recalibration_images
+            calibrated = population.recalibrate(setup, states, networks, images)
+            evaluation = population.evaluate(setup, calibrated, networks, loader.validation)
+            evaluation = gather_to_host(evaluation)
+        keeps = stop < setup.config.epochs and _hosts_have_room(states)
+        saved = gather_to_host(states) if keeps else None
+        rows = []
+        for i, trial in enumerate(trials):
+            own = slice(i * seeds, (i + 1) * seeds)
+            # A copy: a view would keep the states of all trials in memory.
+            trial.states = jax.tree.map(lambda leaf, own=own: leaf[own].copy(), saved)
+            trial.epochs_done = stop if keeps else 0
+            percent = 100 * evaluation.errors[own] / len(self.validation.labels)
+            row = {
+                "trial": trial.number,
+                **trial.changes,
+                "epochs": stop,
+                "validation_errors": evaluation.errors[own].tolist(),
+                "validation_error_percent_mean": float(percent.mean()),
+                "validation_error_percent_std": float(percent.std(ddof=1)) if seeds > 1 else None,
+                "validation_loss": _finite_mean(evaluation.loss[own]),
+                "train_loss": _finite_mean(train_loss[own]),
+            }
+            rows.append(row)
+        return rows
 
 
-def _key(trial: Trial) -> Hashable:
-    return program_key(trial.config)
+def _join(states: Sequence[TrainState | None], count: int) -> TrainState:
+    """`states` one after the other, then these again until there are `count` networks."""
+
+    def join(*leaves: np.ndarray) -> np.ndarray:
+        return np.take(np.concatenate(leaves), range(count), axis=0, mode="wrap")
+
+    return jax.tree.map(join, *states)
 
 
-def _group_by(
-    key: Callable[[Trial], Hashable], trials: Iterable[Trial]
-) -> list[tuple[Any, list[Trial]]]:
-    """`trials` grouped by `key`, in the order in which the keys first come."""
-    groups: dict[Hashable, list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault(key(trial), []).append(trial)
-    return list(groups.items())
+def _hosts_have_room(states: TrainState) -> bool:
+    """Whether every host has memory for `states`, with a good deal to spare."""
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(states))
+    (missing,) = max_over_processes(4 * state_bytes - psutil.virtual_memory().available)
+    return missing < 0
 
 
-def _finite(number: np.floating) -> float | None:
-    return float(number) if np.isfinite(number) else None
-
-
-def _fill(leaves: Sequence[np.ndarray], count: int) -> np.ndarray:
-    """`leaves` one after the other, then again from the first until there are `count` rows."""
-    rows = np.concatenate(leaves)
-    return rows[np.arange(count) % len(rows)]
+def _finite_mean(values: AnyArray) -> float | None:
+    mean = float(np.mean(values))
+    return mean if math.isfinite(mean) else None

@@ -33,39 +33,37 @@ from mnist_jax.sweep.space import (
     ],
 )
 def test_values_and_ranges_are_read(name, words, values):
-    assert parse_values(Config(), name, words) == values
+    assert parse_values(name, words) == values
 
 
 @pytest.mark.parametrize("name", SEARCH_FIELDS)
 def test_values_are_spelled_as_they_are_read(name):
     """The defaults, as the command line shows them."""
     value = getattr(Config(), name)
-    assert parse_values(Config(), name, [str(to_text(value))]) == (value,)
+    assert parse_values(name, [str(to_text(value))]) == (value,)
 
 
 @pytest.mark.parametrize(
     ("name", "words", "message"),
     [
-        ("dropout", ["0", "1.5"], "--dropout 1.5 cannot be used: it takes at least 0 and below 1"),
-        ("dropout", ["0:2"], "--dropout 2.0 cannot be used"),
         ("dropout", ["0.1", "0.1"], "--dropout 0.1 0.1 cannot be used: it takes each value once"),
         ("hidden", ["512", "512"], "one word, 512x512"),
-        ("hidden", ["5x"], "networks such as 512x256, or linear"),
-        ("hidden", ["5:9"], "--hidden 5:9 cannot be used: it takes one value or more"),
-        ("epochs", ["2.5"], "--epochs 2.5 cannot be used: it takes whole numbers"),
-        ("momentum", ["much"], "--momentum much cannot be used: it takes numbers"),
-        ("nesterov", ["1"], "--nesterov 1 cannot be used: it takes true or false"),
+        ("hidden", ["5x"], "--hidden 5x cannot be used: it takes values such as 512x512"),
+        ("hidden", ["5:9"], "--hidden 5:9 cannot be used: it takes values such as 512x512"),
+        ("epochs", ["2.5"], "--epochs 2.5 cannot be used: it takes values such as 10"),
+        ("momentum", ["much"], "--momentum much cannot be used: it takes values such as 0.9"),
+        ("nesterov", ["1"], "--nesterov 1 cannot be used: it takes values such as False"),
         ("learning_rate", ["1:0.1"], "LOW:HIGH:log, with LOW below HIGH"),
         ("learning_rate", ["0.1:nan"], "LOW:HIGH:log, with LOW below HIGH"),
         ("learning_rate", ["0.1:inf"], "LOW:HIGH:log, with LOW below HIGH"),
         ("learning_rate", ["0.1:1:lin"], "LOW:HIGH:log, with LOW below HIGH"),
         ("learning_rate", ["0.1:1", "2"], "one range of numbers"),
-        ("weight_decay", ["0:1:log"], "a LOW above 0"),
+        ("weight_decay", ["0:1:log"], "above 0 for a logarithm"),
     ],
 )
 def test_words_that_are_no_value_are_refused(name, words, message):
     with pytest.raises(InputError) as error:
-        parse_values(Config(), name, words)
+        parse_values(name, words)
     assert message in str(error.value)
 
 

@@ -25,7 +25,7 @@ from mnist_jax.sweep import plots as sweep_plots
 from mnist_jax.sweep import trials
 from mnist_jax.sweep.run import sweep
 from mnist_jax.sweep.space import Range
-from mnist_jax.sweep.trials import Batch, Trainer, Trial
+from mnist_jax.sweep.trials import make_trials
 
 SMALL = Config(dataset="digits", hidden=(16,), epochs=3, batch_size=32, seeds=2)
 SPACE = {"learning_rate": (0.03, 0.3), "hidden": ((16,), (8, 8)), "dropout": (0.0, 0.5)}
@@ -68,10 +68,11 @@ def test_networks_of_one_program_train_as_their_configs_say(values, digits):
     config = Config(hidden=(8,), epochs=2, batch_size=20, batch_norm=True, seed=5)
     changes = [{name: pair[i] for name, pair in values.items()} for i in (0, 1)]
     configs = [dataclasses.replace(config, **fields) for fields in changes]
-    pair = [Trial(i, changes[i], configs[i]) for i in (0, 1)]
-    trainer = Trainer(pair, train.default_recipe, 10, examples, examples, None)
-    (setup,) = trainer.setups.values()
-    networks = Batch(setup, pair, (1, 1)).networks
+    dataset = digits._replace(train=examples)
+    pair = make_trials(config, changes, dataset, 200, train.default_recipe)
+    setup = pair[0].setup
+    assert pair[1].setup == setup
+    networks = population.networks([5, 5], [own.hparams for own in configs])
     states = population.init(setup, networks)
     with jax.checking_leaks():
         states, metrics = population.train_epoch(setup, states, networks, examples)
@@ -205,6 +206,8 @@ def test_a_sweep_that_was_stopped_resumes(folder, tmp_path):
         assert row["validation_loss"] == pytest.approx(loss, rel=1e-4)
     for line in lines[:3]:
         assert json.loads(line) == rows[json.loads(line)["trial"]]
+    with (out / "table.csv").open() as stream:
+        assert {row["hidden"] for row in csv.DictReader(stream)} == {"16", "8x8"}
 
 
 def test_a_signal_stops_after_the_epoch_and_the_error_says_how_to_resume(tmp_path):
@@ -255,10 +258,18 @@ def test_a_folder_in_use_is_refused(folder, tmp_path):
         sweep(SMALL, {"epochs": (1, 2)}, halving=True)
 
 
-@pytest.mark.parametrize("space", [{"batch_size": (32, 5000)}, {"warmup_steps": (0, 105)}])
-def test_what_does_not_fit_the_data_leaves_nothing_behind(tmp_path, space):
+@pytest.mark.parametrize(
+    ("space", "samples"),
+    [
+        ({"batch_size": (32, 5000)}, 0),
+        ({"warmup_steps": (0, 105)}, 0),
+        ({"dropout": (0.0, 1.5)}, 0),
+        ({"dropout": Range(1.0, 2.0, False)}, 3),
+    ],
+)
+def test_what_cannot_be_trained_leaves_nothing_behind(tmp_path, space, samples):
     with pytest.raises(InputError, match="--" + next(iter(space)).replace("_", "-")):
-        sweep(SMALL, space, out=tmp_path / "sweep")
+        sweep(SMALL, space, samples=samples, out=tmp_path / "sweep")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -272,7 +283,9 @@ def test_a_network_that_diverges_is_the_last(tmp_path):
 def test_the_figures_show_every_configuration(folder):
     table = json.loads((folder / "table.json").read_text())
     assert {path.name for path in (folder / "figures").iterdir()} == {"marginals.png"}
-    figure = sweep_plots.marginals(table, list(SPACE))
+    for row in table:
+        row["hidden"] = tuple(row["hidden"])
+    figure = sweep_plots.marginals(table, SPACE)
     for axes, name in zip(figure.axes, SPACE, strict=True):
         assert axes.get_xlabel() == name.replace("_", " ")
         points = np.concatenate([scatter.get_offsets() for scatter in axes.collections])
