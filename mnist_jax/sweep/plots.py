@@ -70,9 +70,8 @@ def marginals(table: Sequence[Json], space: Mapping[str, Values], title: str = "
     figure = Picture(figsize=(1 + 3.2 * columns, 0.6 + 2.9 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     errors = np.array([row[ERROR] for row in table])
-    epochs = [row["epochs"] for row in table]
-    is_whole = [count == max(epochs) or "epochs" in space for count in epochs]
-    colors = [TRAINING if whole else "none" for whole in is_whole]
+    longest = 0 if "epochs" in space else max(row["epochs"] for row in table)
+    colors = ["white" if row["epochs"] < longest else TRAINING for row in table]
     for axes, (name, values) in zip(grid.flat, space.items(), strict=False):
         if isinstance(values, Range):
             places = np.array([row[name] for row in table])
@@ -82,9 +81,8 @@ def marginals(table: Sequence[Json], space: Mapping[str, Values], title: str = "
             places = np.array([names.index(row[name]) for row in table])
             best = [errors[places == place].min() for place in range(len(names))]
             axes.plot(best, color=TRAINING, lw=0.8, zorder=0)
-            rotation = 90 if len(names) > 6 else 0
-            texts = [str(to_text(value)) for value in names]
-            axes.set_xticks(range(len(names)), texts, rotation=rotation)
+            axes.set_xticks(range(len(names)), [str(to_text(value)) for value in names])
+            axes.tick_params("x", rotation=90 if len(names) > 6 else 0)
             axes.set_xlim(-0.5, len(names) - 0.5)
         axes.scatter(
             places, errors, 14, facecolors=colors, edgecolors=TRAINING, linewidths=0.8, alpha=0.7
@@ -92,8 +90,7 @@ def marginals(table: Sequence[Json], space: Mapping[str, Values], title: str = "
         axes.plot(places[0], errors[0], "*", color=VALIDATION, markersize=13)
         axes.set(xlabel=name.replace("_", " "))
         light_grid(axes)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("validation error (%)")
+    figure.supylabel("validation error (%)", fontsize="medium")
     for axes in grid.flat[len(space) :]:
         axes.set_axis_off()
     if errors.min() > 0 and errors.max() > 4 * errors.min():

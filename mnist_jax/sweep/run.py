@@ -16,20 +16,15 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from functools import partial
 from pathlib import Path
-
-import numpy as np
-from tqdm import tqdm
 
 from mnist_jax import data
 from mnist_jax.config import Config, to_flags, to_json, validate
 from mnist_jax.data import Dataset
-from mnist_jax.errors import InputError, Interrupted, is_live, progress_bar, say
+from mnist_jax.errors import InputError, say
 from mnist_jax.fit import resolve
 from mnist_jax.parallel import multihost
 from mnist_jax.parallel.mesh import MeshShape, mesh_shape
-from mnist_jax.preprocess import AnyArray
 from mnist_jax.runs import rundir
 from mnist_jax.runs.metadata import (
     data_metadata,
@@ -42,12 +37,10 @@ from mnist_jax.runs.metadata import (
 )
 from mnist_jax.runs.results import memory_errors
 from mnist_jax.runs.rundir import Json
-from mnist_jax.runs.signals import Shutdown, graceful_shutdown
+from mnist_jax.runs.signals import graceful_shutdown
 from mnist_jax.sweep.space import Values, configurations, halving_rungs, to_text
 from mnist_jax.sweep.trials import Trainer, Trial, make_trials
 from mnist_jax.train import MakeRecipe, default_recipe
-
-PROGRESS = "{desc} {bar:8} {n}/{total} network-epochs, {elapsed} elapsed, {remaining} left"
 
 
 def sweep(
@@ -57,9 +50,9 @@ def sweep(
     samples: int = 0,
     halving: bool = False,
     out: Path | None = None,
+    resume: bool = False,
     make_recipe: MakeRecipe = default_recipe,
     dataset: Dataset | None = None,
-    resume: bool = False,
     mesh: MeshShape | None = None,
     started: float | None = None,
 ) -> Path:
@@ -75,11 +68,8 @@ def sweep(
         samples: how many configurations to draw; 0 tries all combinations.
         halving: successive halving, see `space.halving_rungs`.
         out: the folder; by default a new one under runs/.
-        make_recipe: makes the ingredients of training.
-        dataset: what `data.load` returns for `config`, if it is loaded already.
         resume: continue the sweep in `out`, or start it.
-        mesh: how many devices to shard the networks and each batch over; by default all.
-        started: `time.perf_counter()` at the start of the process, for the record.
+        make_recipe, dataset, mesh, started: as for `fit`.
 
     Returns: the folder.
 
@@ -95,8 +85,6 @@ def sweep(
     if out and multihost.is_primary():
         rundir.require_free(out, resume, "sweep")
     tried = configurations(validate(config), space, samples)
-    for changes in tried:
-        validate(dataclasses.replace(config, **changes))
     dataset = dataset or data.load(config.dataset, config.data_dir)
     config = resolve(config, dataset)
     default = min(len(dataset.test.labels), len(dataset.train.labels) // 5)
@@ -122,10 +110,10 @@ def sweep(
             print(f"{out} is already finished", flush=True)
             return out
         rows = [{**row, **tried[row["trial"]]} for row in rows]  # JSON has lists for tuples
-        trainer = Trainer(training, validation, mesh)
         with memory_errors(config), graceful_shutdown() as shutdown:
-            _print_start(metadata, trials)
-            table = _train_rungs(trials, trainer, rows, out, halving, shutdown)
+            trainer = Trainer(training, validation, mesh, shutdown, out)
+            _print_start(config, trials, trainer)
+            table = _train_rungs(trials, trainer, rows, halving)
         if multihost.is_primary():
             from mnist_jax.sweep import plots  # matplotlib takes half a second to import
 
@@ -170,12 +158,7 @@ def _begin(out: Path, metadata: Json) -> list[Json] | None:
 
 
 def _train_rungs(
-    trials: Sequence[Trial],
-    trainer: Trainer,
-    rows: list[Json],
-    out: Path,
-    halving: bool,
-    shutdown: Shutdown,
+    trials: Sequence[Trial], trainer: Trainer, rows: Sequence[Json], halving: bool
 ) -> list[Json]:
     """The last row of each trial, the best first: those of later rungs, then by their errors.
 
@@ -187,18 +170,13 @@ def _train_rungs(
     for epochs, survivors in rungs:
         results = {row["trial"]: row for row in rows if row["epochs"] == epochs or not halving}
         remaining = [trial for trial in trials if trial.number not in results]
-        work = sum(
-            trial.config.seeds * (min(epochs, trial.config.epochs) - trial.epochs_done)
-            for trial in remaining
-        )
         if halving:
-            say(f"{len(trials):,} configurations train to epoch {epochs} of {longest}")
-        with progress_bar(total=work, bar_format=PROGRESS, leave=False) as bar:
-            for batch in trainer.train(remaining, epochs, partial(_report, bar, shutdown, out)):
-                if multihost.is_primary():
-                    lines = b"".join(map(rundir.json_line, batch))
-                    rundir.append_bytes(out / "trials.jsonl", lines)
-                results |= {row["trial"]: row for row in batch}
+            say(f"epoch {epochs} of {longest} is next; configurations left: {len(trials):,}")
+        for batch in trainer.train(remaining, epochs):
+            if multihost.is_primary():
+                lines = b"".join(map(rundir.json_line, batch))
+                rundir.append_bytes(trainer.out / "trials.jsonl", lines)
+            results |= {row["trial"]: row for row in batch}
         trials = sorted(trials, key=lambda trial: _rank(results[trial.number]))
         table = [results[trial.number] for trial in trials[survivors:]] + table
         for trial in trials[survivors:]:
@@ -207,38 +185,19 @@ def _train_rungs(
     return table
 
 
-def _report(bar: tqdm, shutdown: Shutdown, out: Path, train_loss: AnyArray) -> None:
-    """Counts an epoch of networks with these losses: in a bar, or a line for each tenth of all.
-
-    Raises:
-        Interrupted: a signal came.
-    """
-    finite = train_loss[np.isfinite(train_loss)]
-    loss = f"training loss {finite.mean():.4f}" if len(finite) else "all diverged"
-    before = bar.n
-    bar.n += len(train_loss)
-    bar.set_description_str(loss)
-    if not is_live() and 10 * before // bar.total < 10 * bar.n // bar.total:
-        say(f"{bar.n:,} of {bar.total:,} network-epochs, {loss}")
-    (number,) = multihost.max_over_processes(shutdown.signal_number)
-    if number:
-        raise Interrupted(number, out, "stopped, with all configurations saved that had ended")
-
-
 def _rank(row: Json) -> tuple[float, float, int]:
     """Fewer errors first, then a lower loss, which a network that diverged does not have."""
     loss = row["validation_loss"]
     return row["validation_error_percent_mean"], math.inf if loss is None else loss, row["trial"]
 
 
-def _print_start(metadata: Json, trials: Sequence[Trial]) -> None:
-    config, sizes = metadata["config"], metadata["data"]
-    seeds = f" of {config['seeds']} seeds" if config["seeds"] > 1 else ""
+def _print_start(config: Config, trials: Sequence[Trial], trainer: Trainer) -> None:
+    seeds = f" of {config.seeds} seeds" if config.seeds > 1 else ""
     programs = len({trial.setup for trial in trials})
     print(
-        f"{config['dataset']}: {len(trials):,} configurations{seeds} in {programs} "
-        f"program{'s' if programs > 1 else ''}; {sizes['train_images']:,} images to train on, "
-        f"{sizes['validation_images']:,} to choose with; on {device_name()}",
+        f"{config.dataset}: {len(trials):,} configurations{seeds} in {programs} "
+        f"program{'s' if programs > 1 else ''}; {len(trainer.training.labels):,} images to train "
+        f"on, {len(trainer.validation.labels):,} to choose with; on {device_name()}",
         flush=True,
     )
 
@@ -263,7 +222,5 @@ def _summarize(config: Config, metadata: Json, table: Sequence[Json]) -> Json:
 def _save_table(out: Path, table: Sequence[Json]) -> None:
     rundir.write_bytes(out / "table.json", (json.dumps(table, indent=1) + "\n").encode())
     stream = io.StringIO()
-    writer = csv.writer(stream)
-    writer.writerow(table[0])
-    writer.writerows(map(to_text, row.values()) for row in table)
+    csv.writer(stream).writerows([table[0], *(map(to_text, row.values()) for row in table)])
     rundir.write_bytes(out / "table.csv", stream.getvalue().encode())

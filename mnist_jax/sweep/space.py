@@ -132,13 +132,12 @@ def configurations(
         InputError: there is nothing to compare, or too much.
     """
     ranges = {name: values for name, values in space.items() if isinstance(values, Range)}
+    # A range has a place in each combination, for the number that is drawn from it.
     lists = {name: [values] if name in ranges else values for name, values in space.items()}
     combinations = math.prod(map(len, lists.values()))
     if ranges and not samples:
         flag = "--" + next(iter(ranges)).replace("_", "-")
         raise InputError(f"{flag} has a range: say with --samples how many values to draw from it")
-    if not 0 <= samples <= MAX_COUNT:
-        raise unusable("--samples", samples, f"1 to {MAX_COUNT}")
     if combinations > MAX_COUNT:
         raise InputError(f"that makes {combinations} configurations; at most {MAX_COUNT} are tried")
     if combinations < 2 and not ranges:
@@ -146,9 +145,10 @@ def configurations(
             "there is nothing to compare: give an option two values or more, such as "
             "--learning-rate 0.03 0.1 0.3"
         )
-    if samples >= combinations and not ranges:
-        fewer = f"fewer than the {combinations} combinations, all of which are tried without it"
-        raise unusable("--samples", samples, fewer)
+    limit = MAX_COUNT if ranges else combinations - 1
+    if not 0 <= samples <= limit:
+        expected = f"1 to {limit}; without it all combinations of listed values are tried"
+        raise unusable("--samples", samples, expected)
     grid = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
     if not samples:
         return grid
@@ -174,10 +174,14 @@ def _draw(rng: np.random.Generator, name: str, values: Range) -> int | float:
     return round(number) if isinstance(getattr(Config, name), int) else number
 
 
-def program_key(config: Config) -> tuple[object, ...]:
-    """What configurations must have in common to be networks of one compiled program."""
-    static = {name: value for name, value in vars(config).items() if name not in Hparams._fields}
-    return (*static.values(), config.max_norm > 0, config.ema_decay > 0)
+def program_config(config: Config, largest: Hparams) -> Config:
+    """`config` with the largest hyperparameters of a sweep, so that it has every layer they need.
+
+    It is the same for all configurations whose networks can be trained by one program. Those with a
+    limit of the norms or averaged weights need another program than those without.
+    """
+    without = {name: 0.0 for name in ("max_norm", "ema_decay") if not getattr(config, name)}
+    return dataclasses.replace(config, **{**largest._asdict(), **without})
 
 
 def halving_rungs(configurations: int, epochs: int) -> list[tuple[int, int]]:

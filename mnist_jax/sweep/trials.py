@@ -4,18 +4,20 @@ import dataclasses
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import psutil
+from tqdm import tqdm
 
 from mnist_jax import population
-from mnist_jax.config import Config, Hparams
+from mnist_jax.config import Config, Hparams, validate
 from mnist_jax.data import Dataset, Examples
 from mnist_jax.data.loader import DataLoader, plan_shards
-from mnist_jax.errors import say
+from mnist_jax.errors import Interrupted, is_live, progress_bar, say
 from mnist_jax.fit import resolve, train_epoch
 from mnist_jax.parallel.mesh import (
     MeshShape,
@@ -30,10 +32,11 @@ from mnist_jax.population import Networks, Setup
 from mnist_jax.preprocess import AnyArray
 from mnist_jax.runs.records import add_seconds
 from mnist_jax.runs.rundir import Json
-from mnist_jax.sweep.space import program_key
+from mnist_jax.runs.signals import Shutdown
+from mnist_jax.sweep.space import program_config
 from mnist_jax.train import MakeRecipe, TrainState
 
-Report = Callable[[AnyArray], None]
+PROGRESS = "{desc} {bar:8} {n}/{total} network-epochs, {elapsed} elapsed, {remaining} left"
 
 
 @dataclasses.dataclass(eq=False)
@@ -64,38 +67,40 @@ def make_trials(
     """A trial for each of the changes to `config` that are `tried`.
 
     Raises:
-        InputError: a configuration does not fit the data.
+        InputError: a configuration cannot be used, or does not fit the data.
     """
-    configs = [resolve(dataclasses.replace(config, **changes), dataset) for changes in tried]
-    by_program: dict[Hashable, list[Config]] = defaultdict(list)
-    for own in configs:
-        by_program[program_key(own)].append(own)
-    setups = {}
-    for key, group in by_program.items():
-        images_used = plan_shards(group[0], train_images).images_used
-        spec = dataset.spec._replace(train_images=images_used)
-        for own in group:  # raises if it does not fit the data
-            make_recipe(own, own.hparams, spec)
-        # The program has every layer that one of its networks needs.
-        columns = zip(*(own.hparams for own in group), strict=True)
-        largest = Hparams(*map(max, columns))._asdict()
-        setups[key] = Setup(dataclasses.replace(group[0], **largest), spec, make_recipe)
-    return [
-        Trial(number, changes, own, setups[program_key(own)])
-        for number, (changes, own) in enumerate(zip(tried, configs, strict=True))
+    configs = [
+        resolve(validate(dataclasses.replace(config, **changes)), dataset) for changes in tried
     ]
+    columns = zip(*(own.hparams for own in configs), strict=True)
+    largest = Hparams(*map(max, columns))
+    trials = []
+    for number, own in enumerate(configs):
+        images_used = plan_shards(own, train_images).images_used
+        spec = dataset.spec._replace(train_images=images_used)
+        make_recipe(own, own.hparams, spec)  # raises if it does not fit the data
+        setup = Setup(program_config(own, largest), spec, make_recipe)
+        trials.append(Trial(number, tried[number], own, setup))
+    return trials
 
 
 @dataclasses.dataclass
 class Trainer:
-    """Trains trials on a mesh, by default of all devices, and adds up the seconds of each part."""
+    """Trains trials on a mesh, by default of all devices, until a signal comes.
+
+    Attributes:
+        out: the folder of the sweep.
+        seconds: what each part has taken so far.
+    """
 
     training: Examples
     validation: Examples
-    mesh: MeshShape | None = None
+    mesh: MeshShape | None
+    shutdown: Shutdown
+    out: Path
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
-    def train(self, trials: Sequence[Trial], epochs: int, report: Report) -> Iterator[list[Json]]:
+    def train(self, trials: Sequence[Trial], epochs: int) -> Iterator[list[Json]]:
         """Trains `trials` batch by batch, and yields the rows of each batch.
 
         Trials that have epochs left are kept for the next call, if the host has memory for them.
@@ -104,19 +109,24 @@ class Trainer:
         Args:
             trials: what to train.
             epochs: after how many epochs to stop, if a config does not stop earlier.
-            report: called after each epoch of a batch with the training loss of each network.
+
+        Raises:
+            Interrupted: a signal came.
         """
         groups: dict[Hashable, list[Trial]] = defaultdict(list)
+        total = 0
         for trial in trials:
             groups[trial.setup, trial.epochs_done].append(trial)
-        for group in groups.values():
-            size = len(group)
-            while group:
-                rows = self._train_batch(group[:size], epochs, report)
-                yield rows
-                size, group = len(rows), group[len(rows) :]
+            total += trial.config.seeds * (min(epochs, trial.config.epochs) - trial.epochs_done)
+        with progress_bar(total=total, bar_format=PROGRESS, leave=False) as bar:
+            for group in groups.values():
+                size = len(group)
+                while group:
+                    rows = self._train_batch(group[:size], epochs, bar)
+                    yield rows
+                    size, group = len(rows), group[len(rows) :]
 
-    def _train_batch(self, trials: list[Trial], epochs: int, report: Report) -> list[Json]:
+    def _train_batch(self, trials: list[Trial], epochs: int, bar: tqdm) -> list[Json]:
         """The rows of as many of `trials` as memory holds at once, from the first."""
         setup = trials[0].setup
         while True:
@@ -135,9 +145,10 @@ class Trainer:
                     )
                 # The process with the least free memory decides.
                 needed, negative = max_over_processes(needed, -free_bytes())
-                if needed <= -negative or len(trials) == 1:
-                    return self._train_at_once(trials, networks, loader, epochs, report)
-            count = max(1, len(trials) * -negative // needed)
+                free = -negative
+                if needed <= free or len(trials) == 1:
+                    return self._train_at_once(trials, networks, loader, epochs, bar)
+            count = max(1, len(trials) * free // needed)
             say(f"memory holds {count:,} of these {len(trials):,} configurations at once")
             trials = trials[:count]
 
@@ -147,12 +158,17 @@ class Trainer:
         networks: Networks,
         loader: DataLoader,
         epochs: int,
-        report: Report,
+        bar: tqdm,
     ) -> list[Json]:
+        """The rows of `trials`, whose states are kept if they go on and the hosts have memory."""
         setup, seeds = trials[0].setup, trials[0].config.seeds
         start, stop = trials[0].epochs_done, min(epochs, setup.config.epochs)
         if start:
-            states = _join([trial.states for trial in trials], len(networks.keys))
+            places = range(len(networks.keys))  # those of copies wrap around
+            states = jax.tree.map(
+                lambda *leaves: np.take(np.concatenate(leaves), places, axis=0, mode="wrap"),
+                *(trial.states for trial in trials),
+            )
         else:
             states = population.init(setup, networks)
         states, train_loss = shard(states), np.array([])
@@ -160,12 +176,13 @@ class Trainer:
             with add_seconds(self.seconds, "train"):
                 states, metrics = train_epoch(setup, states, networks, loader, epoch)
             train_loss = metrics.loss[: len(trials) * seeds]  # without copies
-            report(train_loss)
+            self._report(train_loss, bar)
         with add_seconds(self.seconds, "evaluate"):
             images = loader.recalibration_images
             calibrated = population.recalibrate(setup, states, networks, images)
             evaluation = population.evaluate(setup, calibrated, networks, loader.validation)
             evaluation = gather_to_host(evaluation)
+
         keeps = stop < setup.config.epochs and _hosts_have_room(states)
         saved = gather_to_host(states) if keeps else None
         rows = []
@@ -188,14 +205,18 @@ class Trainer:
             rows.append(row)
         return rows
 
-
-def _join(states: Sequence[TrainState | None], count: int) -> TrainState:
-    """`states` one after the other, then these again until there are `count` networks."""
-
-    def join(*leaves: np.ndarray) -> np.ndarray:
-        return np.take(np.concatenate(leaves), range(count), axis=0, mode="wrap")
-
-    return jax.tree.map(join, *states)
+    def _report(self, train_loss: AnyArray, bar: tqdm) -> None:
+        """Counts an epoch of some networks, in the bar or in a line for each tenth of its total."""
+        finite = train_loss[np.isfinite(train_loss)]
+        loss = f"training loss {finite.mean():.4f}" if len(finite) else "all diverged"
+        before = bar.n
+        bar.n += len(train_loss)
+        bar.set_description_str(loss)
+        if not is_live() and 10 * before // bar.total < 10 * bar.n // bar.total:
+            say(f"{bar.n:,} of {bar.total:,} network-epochs, {loss}")
+        (number,) = max_over_processes(self.shutdown.signal_number)
+        if number:
+            raise Interrupted(number, self.out, "stopped; what has ended is saved")
 
 
 def _hosts_have_room(states: TrainState) -> bool:

@@ -14,7 +14,7 @@ from mnist_jax.sweep.space import (
     halving_rungs,
     parse_space,
     parse_values,
-    program_key,
+    program_config,
     to_text,
 )
 
@@ -114,7 +114,7 @@ def test_combinations_of_lists_are_drawn_once():
         ({"dropout": (0.5,)}, 0, "there is nothing to compare"),
         ({"dropout": (0.5,)}, 3, "there is nothing to compare"),
         ({"dropout": Range(0.0, 0.5, False)}, 0, "--dropout has a range: say with --samples"),
-        ({"dropout": (0.0, 0.5)}, 2, "--samples 2 cannot be used: it takes fewer than the 2"),
+        ({"dropout": (0.0, 0.5)}, 2, "--samples 2 cannot be used: it takes 1 to 1; without it all"),
         ({"dropout": (0.0, 0.5)}, -1, "--samples -1 cannot be used"),
         ({"epochs": range(1, 2000), "batch_size": range(1, 2000)}, 0, "at most 1000000"),
     ],
@@ -129,10 +129,14 @@ def test_a_sweep_of_nothing_or_too_much_is_refused(space, samples, message):
 
 
 def test_configurations_that_differ_only_in_hyperparameters_share_a_program():
+    largest = Config(max_norm=2.0, ema_decay=0.9).hparams
+    own = program_config(Config(), largest)
     changed = {"momentum": 0.5, "learning_rate": 0.2, "elastic_alpha_pixels": 3.0, "dropout": 0.0}
-    assert program_key(dataclasses.replace(Config(), **changed)) == program_key(Config())
+    assert program_config(dataclasses.replace(Config(), **changed), largest) == own
     for other in ({"hidden": (3,)}, {"batch_size": 3}, {"max_norm": 1.0}, {"ema_decay": 0.9}):
-        assert program_key(dataclasses.replace(Config(), **other)) != program_key(Config())
+        assert program_config(dataclasses.replace(Config(), **other), largest) != own
+    limited = (dataclasses.replace(Config(), max_norm=norm) for norm in (1.0, 2.0))
+    assert len({program_config(config, largest) for config in limited}) == 1
     assert not set(Hparams._fields) & set(SHARED_FIELDS)
 
 
