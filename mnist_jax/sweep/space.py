@@ -81,43 +81,39 @@ def parse_values(name: str, words: Sequence[str]) -> Values:
     Values are spelled as for `train`, except that the widths of a network are one word: 512x256,
     or linear if there are none.
     """
-    if type(getattr(Config, name)) in (int, float) and ":" in "".join(words):
-        return _parse_range(name, words)
-    values = tuple(_parse_value(name, word) for word in words)
+    default, flag = getattr(Config, name), "--" + name.replace("_", "-")
+    is_number = type(default) in (int, float)
+    expected = f"values such as {to_text(default)}"
+    if is_number:
+        expected += ", or one range, LOW:HIGH with LOW below HIGH, or LOW:HIGH:log with LOW above 0"
+    try:
+        if is_number and ":" in "".join(words):
+            return _parse_range(words)
+        values = tuple(_parse_value(word, default) for word in words)
+    except (KeyError, ValueError):
+        raise unusable(flag, " ".join(words), expected) from None
     if len(set(values)) < len(values):
         hint = "; a network of two layers is one word, 512x512" if name == "hidden" else ""
-        raise _unusable(name, words, f"each value once{hint}")
+        raise unusable(flag, " ".join(words), f"each value once{hint}")
     return values
 
 
-def _parse_value(name: str, word: str) -> Any:
-    default = getattr(Config, name)
-    try:
-        if isinstance(default, tuple):
-            return () if word == "linear" else tuple(map(int, word.split("x")))
-        if isinstance(default, bool):
-            return {"true": True, "false": False}[word.lower()]
-        return type(default)(word)
-    except (KeyError, ValueError):
-        raise _unusable(name, [word], f"values such as {to_text(default)}") from None
+def _parse_value(word: str, default: Any) -> Any:
+    if isinstance(default, tuple):
+        return () if word == "linear" else tuple(map(int, word.split("x")))
+    if isinstance(default, bool):
+        return {"true": True, "false": False}[word.lower()]
+    return type(default)(word)
 
 
-def _parse_range(name: str, words: Sequence[str]) -> Range:
-    expected = "one range of numbers, LOW:HIGH or LOW:HIGH:log, with LOW below HIGH"
-    try:
-        (word,) = words
-        low, high, *scale = word.split(":")
-        values = Range(float(low), float(high), log=scale == ["log"])
-    except ValueError:
-        raise _unusable(name, words, expected) from None
-    lowest = 0 if values.log else -math.inf
+def _parse_range(words: Sequence[str]) -> Range:
+    (word,) = words
+    low, high, *scale = word.split(":")
+    values = Range(float(low), float(high), log=scale == ["log"])
+    lowest = 0 if values.log else -math.inf  # there is no logarithm of 0
     if scale not in ([], ["log"]) or not lowest < values.low < values.high < math.inf:
-        raise _unusable(name, words, f"{expected}, and above 0 for a logarithm")
+        raise ValueError
     return values
-
-
-def _unusable(name: str, words: Sequence[str], expected: str) -> InputError:
-    return unusable("--" + name.replace("_", "-"), " ".join(words), expected)
 
 
 def configurations(

@@ -101,14 +101,10 @@ class Trainer:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def train(self, trials: Sequence[Trial], epochs: int) -> Iterator[list[Json]]:
-        """Trains `trials` batch by batch, and yields the rows of each batch.
+        """Trains `trials` batch by batch until `epochs`, and yields the rows of each batch.
 
-        Trials that have epochs left are kept for the next call, if the host has memory for them.
-        Those that are not kept are trained from the start, to the same bits.
-
-        Args:
-            trials: what to train.
-            epochs: after how many epochs to stop, if a config does not stop earlier.
+        The states of trials that have epochs left are kept for the next call, if the host has
+        memory for them. The others are then trained from the start, to the same bits.
 
         Raises:
             Interrupted: a signal came.

@@ -53,12 +53,12 @@ def test_values_are_spelled_as_they_are_read(name):
         ("epochs", ["2.5"], "--epochs 2.5 cannot be used: it takes values such as 10"),
         ("momentum", ["much"], "--momentum much cannot be used: it takes values such as 0.9"),
         ("nesterov", ["1"], "--nesterov 1 cannot be used: it takes values such as False"),
-        ("learning_rate", ["1:0.1"], "LOW:HIGH:log, with LOW below HIGH"),
-        ("learning_rate", ["0.1:nan"], "LOW:HIGH:log, with LOW below HIGH"),
-        ("learning_rate", ["0.1:inf"], "LOW:HIGH:log, with LOW below HIGH"),
-        ("learning_rate", ["0.1:1:lin"], "LOW:HIGH:log, with LOW below HIGH"),
-        ("learning_rate", ["0.1:1", "2"], "one range of numbers"),
-        ("weight_decay", ["0:1:log"], "above 0 for a logarithm"),
+        ("learning_rate", ["1:0.1"], "LOW:HIGH with LOW below HIGH"),
+        ("learning_rate", ["0.1:nan"], "LOW:HIGH with LOW below HIGH"),
+        ("learning_rate", ["0.1:inf"], "LOW:HIGH with LOW below HIGH"),
+        ("learning_rate", ["0.1:1:lin"], "LOW:HIGH with LOW below HIGH"),
+        ("learning_rate", ["0.1:1", "2"], "one range"),
+        ("weight_decay", ["0:1:log"], "LOW:HIGH:log with LOW above 0"),
     ],
 )
 def test_words_that_are_no_value_are_refused(name, words, message):
