@@ -78,7 +78,7 @@ class Checkpointer:
         if is_primary():
             if not self.is_finished:
                 (self.path / "summary.json").unlink(missing_ok=True)
-            rundir.write_config(self.path, self.metadata)
+            rundir.write_json(self.path / "config.json", self.metadata)
             rundir.write_metrics(self.path, self.history)
 
     def log(self, metrics: Json) -> None:

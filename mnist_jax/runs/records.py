@@ -53,18 +53,23 @@ def all_diverged(history: list[Json]) -> bool:
 def divergences(record: Json, config: Config) -> list[Json]:
     """Where each network that had diverged by the epoch of `record` did so."""
     steps_per_epoch = record["step"] // record["epoch"]
-    steps = config.epochs * steps_per_epoch
-    schedule = learning_rate_schedule(config, config.learning_rate, steps)
     return [
         {
             "seed": config.seed + i,
             "epoch": (step - 1) // steps_per_epoch + 1,
             "step": step,
-            "learning_rate": float(np.asarray(schedule(step - 1))),
+            "learning_rate": learning_rate(config, record, step),
         }
         for i, step in enumerate(record.get("stopped_at_step", []))
         if step
     ]
+
+
+def learning_rate(config: Config, record: Json, step: int) -> float:
+    """The learning rate of a step, counted from 1, of the run that has `record` of some epoch."""
+    steps = config.epochs * record["step"] // record["epoch"]
+    schedule = learning_rate_schedule(config, config.learning_rate, steps)
+    return float(np.asarray(schedule(step - 1)))
 
 
 def summarize(run: Run, metadata: Json, history: list[Json], result: Json) -> Json:

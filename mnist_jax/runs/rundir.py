@@ -15,14 +15,14 @@ A file is complete or absent: it is written under another name, then renamed.
 import datetime
 import errno
 import hashlib
+import io
 import itertools
 import json
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from mnist_jax.config import Config
 from mnist_jax.errors import InputError
@@ -39,10 +39,6 @@ MAX_JSON_BYTES = 2**26
 
 MAX_METRICS_BYTES = 2**30
 """The largest metrics.jsonl that is read; a thousand seeds write that in 16,000 epochs."""
-
-
-MARKERS = {"run": ("config.json", "checkpoints"), "sweep": ("sweep.json",)}
-"""What the folder of a run or a sweep has from its beginning."""
 
 
 class DiskError(InputError):
@@ -70,7 +66,8 @@ def require_free(run: Path, resume: bool = False, kind: str = "run") -> None:
     with disk_errors(run):
         if is_free(run):
             return
-        is_resumable = any((run / name).exists() for name in MARKERS[kind])
+        markers = {"run": ("config.json", "checkpoints"), "sweep": ("sweep.json",)}[kind]
+        is_resumable = any((run / name).exists() for name in markers)
     if not is_resumable:
         raise InputError(f"{run} already exists and is not a {kind}; choose another --out")
     if not resume:
@@ -107,16 +104,9 @@ def claim(run: Path) -> Iterator[None]:
                     run.rmdir()
 
 
-def write_config(run: Path, config: Json) -> None:
-    """Writes config.json."""
-    write_json(run / "config.json", config)
-
-
-def read_config(run: Path) -> Json:
-    """What `write_config` wrote."""
-    if not run.is_dir():
-        raise InputError(f"{run} is not a run folder; name one that mnist-jax train made")
-    return read_json(run / "config.json")
+def read_config(folder: Path) -> Json:
+    """The config.json of a run or a checkpoint."""
+    return read_json(folder / "config.json")
 
 
 def write_metrics(run: Path, history: list[Json]) -> None:
@@ -143,7 +133,7 @@ def read_metrics(run: Path) -> list[Json]:
 
 def write_summary(run: Path, summary: Json) -> None:
     """Writes summary.json, which marks the run as finished, with a checksum of itself."""
-    summary = _finite(summary)
+    summary = _without_nan(summary)
     write_json(run / "summary.json", {**summary, "sha256": _checksum(summary)})
 
 
@@ -162,19 +152,27 @@ def _checksum(summary: Json) -> str:
 def save_figure(run: Path, name: str, figure: "Figure") -> Path:
     """Writes figures/`name`.png, and returns the file."""
     file = run / "figures" / f"{name}.png"
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
     with disk_errors(file):
         file.parent.mkdir(exist_ok=True)
-        with _replacing(file) as stream:
-            figure.savefig(stream, format="png", dpi=150)
+    write_bytes(file, content.getvalue())
     return file
 
 
 def write_bytes(file: Path, content: bytes) -> None:
     """Writes `content` to `file`, which it replaces only when it has reached the disk."""
-    with disk_errors(file), _replacing(file) as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    temporary = file.with_name(f".{file.name}.tmp")
+    with disk_errors(file):
+        try:
+            temporary.unlink(missing_ok=True)  # it may be a symbolic link
+            with temporary.open("xb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def append_bytes(file: Path, content: bytes) -> None:
@@ -201,41 +199,25 @@ def read_bytes(file: Path, max_bytes: int = MAX_METRICS_BYTES) -> bytes:
 
 def json_line(value: Json) -> bytes:
     """`value` as a line of a .jsonl file."""
-    return (json.dumps(_finite(value)) + "\n").encode()
+    return (json.dumps(_without_nan(value)) + "\n").encode()
 
 
 def write_json(file: Path, value: Json) -> None:
     """Writes an object, one line per key."""
-    fields = (f"  {json.dumps(key)}: {json.dumps(item)}" for key, item in _finite(value).items())
-    write_bytes(file, ("{\n" + ",\n".join(fields) + "\n}\n").encode())
+    fields = _without_nan(value).items()
+    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(item)}" for key, item in fields)
+    write_bytes(file, f"{{\n{lines}\n}}\n".encode())
 
 
 def read_json(file: Path) -> Json:
     """What `write_json` wrote."""
     try:
         value = json.loads(read_bytes(file, MAX_JSON_BYTES))
-    except FileNotFoundError:
-        raise InputError(
-            f"{file.parent} is not a finished run: it has no {file.name}; "
-            "name a folder that mnist-jax train made"
-        ) from None
+        if not isinstance(value, dict):
+            raise ValueError("it is not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read ({one_line(error)}); {REMEDY}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{file} cannot be read: expected a JSON object; {REMEDY}")
     return value
-
-
-@contextmanager
-def _replacing(file: Path) -> Iterator[IO[bytes]]:
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.unlink(missing_ok=True)  # it may be a symbolic link
-    try:
-        with temporary.open("xb") as stream:
-            yield stream
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -251,13 +233,10 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def one_line(error: Exception) -> str:
     """The message of `error` without line breaks, cut to 200 characters."""
-    return " ".join(str(error).split())[:200]
+    reason = getattr(error, "strerror", None) or str(error)
+    return " ".join(reason.split())[:200]
 
 
-def _finite(value: Any) -> Any:
+def _without_nan(value: Json) -> Json:
     """`value` with NaN and infinity, which JSON does not have, as None."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
