@@ -25,9 +25,7 @@ from mnist_jax.runs.rundir import Json
 PyTree = Any
 
 SUMS = "SHA256SUMS"
-
-FORMER_NAMES = {"average": "ema_params"}
-"""Fields of the state that earlier versions saved under another name, and today's names."""
+FORMER_NAMES = {"average": "ema_params"}  # fields of the state in earlier versions, and today
 
 
 def folder_of(run: Path, step: int) -> Path:

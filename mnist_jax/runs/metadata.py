@@ -139,8 +139,8 @@ def _code_hash() -> str:
 
 def _processor() -> str:
     """The CPU's model, if the CPU is the device: programs are compiled for it."""
-    file = Path("/proc/cpuinfo")
+    file = Path("/proc/cpuinfo")  # on Linux
     if jax.default_backend() != "cpu" or not file.exists():
         return ""
-    models = re.findall(r"model name\s*: (.*)", file.read_text())
-    return models[0] if models else ""
+    match = re.search(r"model name\s*: (.*)", file.read_text())
+    return match[1] if match else ""

@@ -19,8 +19,7 @@ def epoch_record(
     `stopped_at_step` has the first step of each network, from 1, whose loss was not finite, or 0;
     it is there once a network has diverged.
     """
-    config = run.config
-    steps = run.spec.steps_per_epoch(config.batch_size)
+    config, steps = run.config, run.spec.steps_per_epoch(run.config.batch_size)
     images = steps * config.batch_size
     record = {
         "epoch": epoch,
@@ -74,7 +73,7 @@ def learning_rate(config: Config, record: Json, step: int) -> float:
 
 def summarize(run: Run, metadata: Json, history: list[Json], result: Json) -> Json:
     """The content of summary.json, except what is known only at the end."""
-    config, sizes, last = run.config, metadata["data"], history[-1]
+    config, last = run.config, history[-1]
     # The last step of training may spoil a network whose training loss was always finite.
     stopped = np.array(last.get("stopped_at_step", [0] * config.seeds))
     only_in_test = (stopped == 0) & ~np.isfinite(np.array(result["test_loss"], float))
@@ -85,11 +84,10 @@ def summarize(run: Run, metadata: Json, history: list[Json], result: Json) -> Js
             f"{len(diverged)} of {config.seeds} networks diverged: their loss is not finite; "
             f"lower --learning-rate {config.learning_rate}"
         )
+    sizes = ("train_images", "validation_images", "test_images")
     return {
         "dataset": config.dataset,
-        "train_images": sizes["train_images"],
-        "validation_images": sizes["validation_images"],
-        "test_images": sizes["test_images"],
+        **{name: metadata["data"][name] for name in sizes},
         "seed": config.seed,
         "seeds": config.seeds,
         "epochs": config.epochs,

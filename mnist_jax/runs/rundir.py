@@ -34,11 +34,8 @@ Json = dict[str, Any]
 
 REMEDY = "repeat the train command with --resume to repair it, or train again"
 
-MAX_JSON_BYTES = 2**26
-"""The largest config.json or summary.json that is read; a million seeds take half of that."""
-
-MAX_METRICS_BYTES = 2**30
-"""The largest metrics.jsonl that is read; a thousand seeds write that in 16,000 epochs."""
+MAX_JSON_BYTES = 2**26  # of a file that is read; a summary of a million seeds has half of that
+MAX_METRICS_BYTES = 2**30  # a thousand seeds write that in 16,000 epochs
 
 
 class DiskError(InputError):
@@ -133,7 +130,7 @@ def read_metrics(run: Path) -> list[Json]:
 
 def write_summary(run: Path, summary: Json) -> None:
     """Writes summary.json, which marks the run as finished, with a checksum of itself."""
-    summary = _without_nan(summary)
+    summary = _finite(summary)
     write_json(run / "summary.json", {**summary, "sha256": _checksum(summary)})
 
 
@@ -199,14 +196,13 @@ def read_bytes(file: Path, max_bytes: int = MAX_METRICS_BYTES) -> bytes:
 
 def json_line(value: Json) -> bytes:
     """`value` as a line of a .jsonl file."""
-    return (json.dumps(_without_nan(value)) + "\n").encode()
+    return (json.dumps(_finite(value)) + "\n").encode()
 
 
 def write_json(file: Path, value: Json) -> None:
     """Writes an object, one line per key."""
-    fields = _without_nan(value).items()
-    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(item)}" for key, item in fields)
-    write_bytes(file, f"{{\n{lines}\n}}\n".encode())
+    fields = (f"  {json.dumps(key)}: {json.dumps(item)}" for key, item in _finite(value).items())
+    write_bytes(file, ("{\n" + ",\n".join(fields) + "\n}\n").encode())
 
 
 def read_json(file: Path) -> Json:
@@ -237,6 +233,6 @@ def one_line(error: Exception) -> str:
     return " ".join(reason.split())[:200]
 
 
-def _without_nan(value: Json) -> Json:
+def _finite(value: Json) -> Json:
     """`value` with NaN and infinity, which JSON does not have, as None."""
     return json.loads(json.dumps(value), parse_constant=lambda _: None)

@@ -12,8 +12,7 @@ import tqdm  # noqa: F401  `say` needs it, and a signal handler may not import i
 from mnist_jax.errors import say
 from mnist_jax.model import PyTree
 
-POLL_SECONDS = 0.002
-"""How often a wait for the device lets Python handle signals."""
+POLL_SECONDS = 0.002  # how often a wait for the device lets Python handle signals
 
 
 class Shutdown:
