@@ -238,13 +238,12 @@ def unit_images(
 
     Unlike in `plots.weights`, which shows the strongest units, each keeps its place over epochs.
     """
-    from mnist_jax.plots import mosaic, signed  # matplotlib takes half a second to import
+    from mnist_jax.plots import mosaic, red_blue  # matplotlib takes half a second to import
 
     images = np.asarray(kernel, np.float64).T[:max_units].reshape(-1, *image_shape)
     images = np.nan_to_num(images, posinf=0, neginf=0)  # of a network that diverged
     limit = float(np.quantile(np.abs(images), 0.999))
     zoom = max(1, 56 // image_shape[0])
-    coloured = [signed(image, limit).repeat(zoom, 0).repeat(zoom, 1) for image in images]
+    coloured = red_blue(images, limit).repeat(zoom, 1).repeat(zoom, 2)
     columns = math.ceil(math.sqrt(len(coloured)))
-    rows = [coloured[i : i + columns] for i in range(0, len(coloured), columns)]
-    return np.rint(255 * mosaic(rows, 2)).astype(np.uint8)
+    return np.rint(255 * mosaic(coloured, columns, 2, 2)).astype(np.uint8)
