@@ -32,13 +32,12 @@ def activations(
 
     `masks` has one mask for each hidden layer, which multiplies its activations as dropout does.
     """
+    *hidden, last = network.layers
     outputs = [jnp.asarray(inputs)]
-    for i, (kernel, bias) in enumerate(network.layers):
-        x = outputs[-1] @ kernel + bias[None]
-        if i < len(network.layers) - 1:
-            x = network.activation(x) * (masks[i][None] if masks else 1)
-        outputs.append(x)
-    return outputs
+    for i, (kernel, bias) in enumerate(hidden):
+        x = network.activation(outputs[-1] @ kernel + bias[None])
+        outputs.append(x * masks[i][None] if masks else x)
+    return [*outputs, outputs[-1] @ last.kernel + last.bias[None]]
 
 
 def logit_contributions(network: Network, inputs: Inputs) -> Float[Array, "n units classes"]:

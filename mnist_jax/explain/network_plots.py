@@ -120,10 +120,8 @@ def _draw_table(axes: Axes, table: Float[np.ndarray, "rows classes"]) -> None:
     dark = np.abs(coloured) > 0.6 * np.abs(coloured).max()
     for (row, column), value in np.ndenumerate(table):
         color = "white" if dark[row, column] else "black"
-        is_answer = row == rows - 1 and column == table[-1].argmax()
-        weight = "bold" if is_answer else "normal"
-        number = f"{round(float(value), 2) + 0:.2f}"  # not -0.00
-        axes.text(column, row, number, fontsize=8, color=color, weight=weight, **plots.CENTRED)
+        number = f"{value:z.2f}"  # z: not -0.00
+        axes.text(column, row, number, fontsize=8, color=color, **plots.CENTRED)
     axes.xaxis.tick_top()
     axes.tick_params(length=0, labelsize=9)
     axes.set_xlim(-1.5, classes - 0.5)

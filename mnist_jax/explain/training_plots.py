@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
@@ -13,6 +12,8 @@ from mnist_jax.explain.analysis import Landscape, WeightSweep
 from mnist_jax.explain.captioned import captioned_figure, picture_table
 from mnist_jax.plots import TEST, TRAINING, VALIDATION, Picture, light_grid, red_blue
 from mnist_jax.preprocess import AnyArray
+
+ARROWS: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1}  # in units of the data
 
 
 def weight_sweep(
@@ -34,13 +35,12 @@ def weight_sweep(
     figure = captioned_figure(8.5, 4.6, title, caption)
     axes = figure.subplots()
     axes.plot(values, costs, color=TRAINING, lw=2)
-    for i in range(10, 80, 10):
-        slope = float(derivatives[i])
-        run = -0.1 * float(np.sign(slope) * np.ptp(values))
-        _draw_arrow(axes, (values[i], costs[i]), run, slope, VALIDATION)
-    axes.plot([], [], "-", color=VALIDATION, label="tangents, pointing downhill")
+    tenth = slice(10, 80, 10)
+    run = -0.1 * np.ptp(values) * np.sign(derivatives[tenth])
+    arrows = values[tenth], costs[tenth], run, run * derivatives[tenth]
+    axes.quiver(*arrows, color=VALIDATION, width=0.004, label="tangents, downhill", **ARROWS)
     axes.plot(*steps[::10].T, "o", color="tab:green", markersize=5, label="SGD, every tenth step")
-    axes.plot(*steps[0], "o", color=TEST, markersize=7, label="where it starts")
+    axes.plot(*steps[0], "o", color=TEST, markersize=7, label="the start")
     axes.set(xlabel="the weight", ylabel="cost (cross-entropy)")
     step = float(steps[1, 0] - steps[0, 0])
     side = "left" if step < 0 else "right"
@@ -53,17 +53,11 @@ def weight_sweep(
     inset = axes.inset_axes((0.36, 0.55, 0.26, 0.34))
     inset.plot(nearby, np.interp(nearby, values, costs), color=TRAINING, lw=2)
     inset.plot(*steps[0], "o", color=TEST, markersize=7)
-    _draw_arrow(inset, steps[0], step, slope, "tab:green")
+    inset.quiver(*steps[0], step, step * slope, color="tab:green", width=0.015, **ARROWS)
     inset.set(xticks=[], yticks=[])
     title = f"the first step, enlarged:\n{learning_rate:g} x {abs(slope):.2g} to the {side}"
     inset.set_title(title, fontsize=9)
     return figure
-
-
-def _draw_arrow(axes: Axes, start: Any, run: float, slope: float, color: str) -> None:
-    """Draws an arrow from `start` (x, y) to the place `run` further along a line of `slope`."""
-    style = {"arrowstyle": "-|>", "color": color, "lw": 1.8, "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", (start[0] + run, start[1] + run * slope), start, arrowprops=style)
 
 
 def landscape(landscape: Landscape, costs: Mapping[int, float], images: int) -> Picture:

@@ -21,16 +21,13 @@ def test_tangents_touch_the_curve_and_point_down(side):
     figure = training_plots.weight_sweep(sweep, 0.1, 1000, ("zero", "one", "two"))
     assert "from unit 7 to class two" in figure.get_suptitle()
     axes, glass = figure.axes[0], figure.axes[0].child_axes[0]
-    arrows = [text for text in axes.texts if hasattr(text, "arrow_patch")]
-    assert len(arrows) == 7
-    for arrow in arrows:
-        (x, y), (end, height) = arrow.xyann, arrow.xy
-        assert y == pytest.approx(x**2)
-        assert height - y == pytest.approx(2 * x * (end - x), abs=1e-9)
-        assert height <= y
-    (first,) = glass.texts
-    assert first.xyann == pytest.approx((side * 1.5, 2.25))
-    assert first.xy[0] == pytest.approx(side * 1.2)
+    (arrows,), (first,) = axes.collections, glass.collections
+    assert len(arrows.X) == 7
+    np.testing.assert_allclose(arrows.Y, arrows.X**2)
+    np.testing.assert_allclose(arrows.V, 2 * arrows.X * arrows.U, atol=1e-9)
+    assert (arrows.V <= 0).all()
+    arrow = first.X[0], first.Y[0], first.U[0]
+    np.testing.assert_allclose(arrow, (side * 1.5, 2.25, side * -0.3))
     dots = axes.lines[-2].get_xydata()
     np.testing.assert_allclose(dots, steps[::10])
     assert f"0.1 x 3 to the {'left' if side > 0 else 'right'}" in glass.get_title()
