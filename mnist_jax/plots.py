@@ -45,10 +45,10 @@ def curves(
     figure = Picture(figsize=(9, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     epochs = [record["epoch"] for record in metrics]
-    parts = {"train": ("training, with dropout", TRAINING)}
-    if metrics[0].get("validation_loss") is not None:
-        parts["validation"] = ("validation", VALIDATION)
-    for part, (label, color) in parts.items():
+    for part, color in (("train", TRAINING), ("validation", VALIDATION)):
+        if metrics[0].get(f"{part}_loss") is None:
+            continue
+        label = "training, with dropout" if part == "train" else part
         losses = np.array([record[f"{part}_loss"] for record in metrics], float)
         losses = np.ma.masked_invalid(losses)  # leaves out the networks that diverged
         errors = np.array([record[f"{part}_error_percent"] for record in metrics], float)
@@ -145,18 +145,17 @@ def weights(
 
 
 def picture_grid(
-    pictures: Num[AnyArray, "n height width *rgb"],
+    pictures: Images,
     captions: Sequence[str],
     title: str,
-    columns: int | None = None,
     **style: Any,
 ) -> Picture:
-    """Pictures in rows, 1.5 inches high, with their captions above them.
+    """Pictures 1.5 inches high, with their captions above them, in about as many rows as columns.
 
-    By default there are about as many columns as rows. `style` is passed on to imshow.
+    `style` is passed on to imshow.
     """
-    count, height, width = pictures.shape[:3]
-    columns = columns or max(1, math.ceil(math.sqrt(count)))
+    count, height, width = pictures.shape
+    columns = max(1, math.ceil(math.sqrt(count)))
     lines = max((caption.count("\n") + 1 for caption in captions), default=1)
     gap, row_gap = math.ceil(0.08 * height), math.ceil((0.06 + 0.13 * lines) * height)
     joined = mosaic(pictures, columns, gap, row_gap)

@@ -186,13 +186,6 @@ def landscape(path: Sequence[PyTree], cost_of: CostOf, size: int) -> Landscape:
     return Landscape(projected, grid, costs, share, end.size)
 
 
-def principal_components(x: Float[AnyArray, "n features"]) -> Float[np.ndarray, "n 2"]:
-    """The first two principal components of each row (PCA)."""
-    centred = np.asarray(x, np.float64) - np.mean(x, axis=0, dtype=np.float64)
-    _, directions = np.linalg.eigh(centred.T @ centred)
-    return centred @ directions[:, [-1, -2]]
-
-
 def dropout_masks(network: Network, key: Key[Array, ""], rate: float) -> list[Float[Array, "_"]]:
     """A mask for each hidden layer: 0 with probability `rate`, otherwise 1 / (1 - rate)."""
     return [

@@ -10,18 +10,12 @@ from mnist_jax.plots import Picture, mosaic
 
 
 def captioned_figure(width: float, height: float, title: str, caption: str) -> Picture:
-    """An empty figure, with `width` by `height` inches for the title and the drawing."""
-    figure = Picture(figsize=(width, height), layout="constrained")
+    """An empty figure, with `width` by `height` inches above the caption."""
+    lines = textwrap.wrap(caption, int(13.5 * width))
+    figure = Picture(figsize=(width, height + 0.17 * len(lines)), layout="constrained")
     figure.suptitle(title, fontsize=13)
-    add_caption(figure, caption)
-    return figure
-
-
-def add_caption(figure: Picture, caption: str) -> None:
-    """Makes `figure` higher, and writes `caption` at its foot."""
-    lines = textwrap.wrap(caption, int(13.5 * figure.get_figwidth()))
-    figure.set_figheight(figure.get_figheight() + 0.17 * len(lines))
     figure.supxlabel("\n".join(lines), fontsize=9, color="0.3", x=0.02, ha="left")
+    return figure
 
 
 def picture_table(

@@ -15,10 +15,11 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from mnist_jax import plots
 from mnist_jax.explain import analysis
 from mnist_jax.explain.analysis import Network
-from mnist_jax.explain.captioned import add_caption, captioned_figure, picture_table
-from mnist_jax.plots import Picture, mosaic, red_blue
+from mnist_jax.explain.captioned import captioned_figure, picture_table
+from mnist_jax.plots import Picture, red_blue
 from mnist_jax.preprocess import AnyArray, Images, Labels
 
+MAX_UNITS = 12  # units that are shown with the images that excite them
 MAX_VOTERS = 10  # units of the last hidden layer whose votes are shown
 
 
@@ -27,32 +28,28 @@ def units(network: Network, layer: int, images: Images) -> Picture:
     inputs = network.preprocess(images)
     activations = analysis.activations(network, inputs)
     values = np.asarray(activations[layer + 1])
-    numbers = np.sort(analysis.rank_units(network, layer, activations)[:24])
+    numbers = np.sort(analysis.rank_units(network, layer, activations)[:MAX_UNITS])
     top = np.argsort(-values[:, numbers], axis=0, kind="stable").T
     top = top[:, np.arange(9) % len(images)]  # images repeat where there are fewer than nine
     gradients = analysis.unit_gradients(network, layer, numbers, np.asarray(inputs)[top])
-    coloured = red_blue(np.asarray(gradients).reshape(-1, *images.shape[1:]))
-    enlarged = coloured.repeat(3, axis=1).repeat(3, axis=2)
-    framed = np.pad(enlarged, ((0, 0), (1, 1), (0, 3), (0, 0)), constant_values=1)  # in white
-    nines = np.stack([mosaic(_grey(nine), 3, 1, 1) for nine in images[top]])
+    gradients = np.asarray(gradients).reshape(-1, 1, *images.shape[1:])
+    pictures = np.concatenate([red_blue(gradients), _grey(images[top])], axis=1)
     title = "No hidden layer: what each class looks for"
     if len(network.layers) > 1:
         silent, count = int((np.ptp(values, axis=0) == 0).sum()), values.shape[1]
         title = f"Hidden layer {layer + 1}: the {len(numbers)} most influential of {count} units"
         title += f" ({silent} are silent on all images)" if silent else ""
-    pairs, names = np.concatenate([framed, nines], axis=2), unit_names(network, numbers)
-    figure = plots.picture_grid(pairs, names, title, columns=min(4, len(pairs)))
     caption = (
-        "Left of each pair: what the unit looks for. Ink on red excites it, ink on blue silences "
-        "it. Right: the nine training images that excite it most."
+        "Each row shows one unit. First what it looks for: ink on red excites it, ink on blue "
+        "silences it. Then the nine training images that excite it most, in order."
     )
     if layer > 0:
         caption += (
-            " This layer sees the pixels only through the units before it. The left picture is "
+            " This layer sees the pixels only through the units before it: the first picture is "
             "the effect of each pixel through them, averaged over the nine images."
         )
-    add_caption(figure, caption)
-    return figure
+    columns = ["looks for", *map(str, range(1, 10))]
+    return picture_table(pictures, unit_names(network, numbers), columns, title, caption)
 
 
 def unit_names(network: Network, units: Integer[np.ndarray, "units"]) -> list[str]:
@@ -204,6 +201,8 @@ def class_map(network: Network, images: Images, labels: Labels) -> Picture:
         "they differ most (PCA). By their pixels, most classes overlap. By the activations of the "
         "last hidden layer they are further apart, so that the last weights can tell them apart."
     )
+    from sklearn.decomposition import PCA  # takes more than a second
+
     figure = captioned_figure(11.0, 5.5, "Where the classes lie", caption)
     inputs, *_, hidden, _ = analysis.activations(network, network.preprocess(images))
     left, right = figure.subplots(1, 2)
@@ -212,7 +211,7 @@ def class_map(network: Network, images: Images, labels: Labels) -> Picture:
     colors = matplotlib.colormaps["tab10" if count <= 10 else "turbo"].resampled(max(count, 10))
     box = {"boxstyle": "circle,pad=0.2", "color": "white", "alpha": 0.8}
     for axes, features, title in panels:
-        points = analysis.principal_components(np.asarray(features))
+        points = PCA(2).fit_transform(np.asarray(features))
         for label in np.unique(labels):
             places, name = points[labels == label], network.class_names[label]
             color = colors(int(label))
@@ -232,5 +231,5 @@ def _grid(values: Float[AnyArray, "units"]) -> Float[np.ndarray, "rows columns"]
     return np.pad(values, (0, padding), constant_values=np.nan).reshape(rows, columns)
 
 
-def _grey(images: Num[AnyArray, "n h w"]) -> Float[np.ndarray, "n h w 3"]:
+def _grey(images: Num[AnyArray, "*n h w"]) -> Float[np.ndarray, "*n h w 3"]:
     return np.repeat(np.asarray(images, float)[..., None] / 255, 3, axis=-1)

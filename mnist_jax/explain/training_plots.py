@@ -13,7 +13,7 @@ from mnist_jax.explain.captioned import captioned_figure, picture_table
 from mnist_jax.plots import TEST, TRAINING, VALIDATION, Picture, light_grid, red_blue
 from mnist_jax.preprocess import AnyArray
 
-ARROWS: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1}  # in units of the data
+ARROWS: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1, "zorder": 3}
 
 
 def weight_sweep(
