@@ -94,7 +94,8 @@ def confusion(
                 axes.text(column, row, str(count), color=color, fontsize=9, **CENTRED)
     axes.set_xticks(range(classes), class_names, rotation=name_rotation(class_names))
     axes.set_yticks(range(classes), class_names)
-    axes.set(xlabel="read as", ylabel="true class", title=title)
+    axes.set(xlabel="read as", ylabel="true class")
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
