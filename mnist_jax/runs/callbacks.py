@@ -225,12 +225,10 @@ def unit_images(
 
     Unlike in `plots.weights`, which shows the strongest units, each keeps its place over epochs.
     """
-    from mnist_jax.plots import mosaic, signed  # matplotlib takes half a second to import
+    from mnist_jax.plots import mosaic, red_blue  # matplotlib takes half a second to import
 
     images = np.asarray(kernel, np.float64).T[:max_units].reshape(-1, *image_shape)
     images = np.nan_to_num(images, posinf=0, neginf=0)  # of a network that diverged
     limit = float(np.quantile(np.abs(images), 0.999))
-    pictures = [signed(image, limit) for image in images]
-    columns = math.ceil(math.sqrt(len(pictures)))
-    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
-    return np.rint(255 * mosaic(rows, 1)).astype(np.uint8)
+    columns = math.ceil(math.sqrt(len(images)))
+    return np.rint(255 * mosaic(red_blue(images, limit), columns, 1, 1)).astype(np.uint8)
