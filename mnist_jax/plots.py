@@ -2,23 +2,20 @@
 
 import io
 import math
-import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float, Integer, Num
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mnist_jax.preprocess import AnyArray, Images, Labels
 
 TRAINING, VALIDATION, TEST = "#1f77b4", "#d95f02", "black"
-SIGNED = "RdBu_r"  # red above zero, blue below
+RED_BLUE = "RdBu_r"  # red above zero, blue below
 GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
 CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
 
@@ -34,7 +31,7 @@ class Picture(Figure):
 
 def samples(images: Images, labels: Labels, class_names: Sequence[str], title: str = "") -> Figure:
     """A grid of all `images`, each under its label."""
-    return _picture_grid(images, [class_names[int(label)] for label in labels], title, **GREY)
+    return picture_grid(images, [class_names[int(label)] for label in labels], title, **GREY)
 
 
 def curves(
@@ -71,13 +68,13 @@ def curves(
         light_grid(axes)
     loss.legend(frameon=False)
     seeds = len(metrics[0]["train_loss"])
-    band = f"mean of {seeds} seeds, band from lowest to highest" if seeds > 1 else ""
-    figure.suptitle(", ".join(filter(None, (title, band))))
+    band = f" (mean of {seeds} seeds, band from lowest to highest)" if seeds > 1 else ""
+    figure.suptitle(title + band)
     return figure
 
 
 def confusion(
-    counts: Num[AnyArray, "classes classes"], class_names: Sequence[str], title: str = ""
+    counts: Integer[AnyArray, "classes classes"], class_names: Sequence[str], title: str = ""
 ) -> Figure:
     """How many images of each class (row) were read as each class (column).
 
@@ -94,12 +91,11 @@ def confusion(
             if count:
                 is_dark = mistakes[row, column] > 0.6 * mistakes.max()
                 color = "white" if is_dark else "0.55" if row == column else "black"
-                text = f"{count:.0f}" if count == int(count) else f"{count:.1f}"
-                axes.text(column, row, text, color=color, fontsize=9, **CENTRED)
-    rotation = 90 if max(map(len, class_names)) > 2 else 0
-    axes.set_xticks(range(classes), class_names, rotation=rotation)
+                axes.text(column, row, str(count), color=color, fontsize=9, **CENTRED)
+    axes.set_xticks(range(classes), class_names, rotation=name_rotation(class_names))
     axes.set_yticks(range(classes), class_names)
-    axes.set(xlabel="read as", ylabel="true class", title=title)
+    axes.set(xlabel="read as", ylabel="true class")
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -115,14 +111,15 @@ def mistakes(
     images, labels = np.asarray(images), np.asarray(labels)
     probabilities = np.nan_to_num(probabilities)  # a network that diverged is certain of nothing
     answers, certainty = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    percents = np.floor(1000 * certainty) / 10  # rounded down: nothing is 100 % sure
     wrong = np.flatnonzero(answers != labels)
     chosen = wrong[np.argsort(-certainty[wrong], kind="stable")][:max_images]
     captions = [
         f"is {class_names[int(labels[i])]}, read as {class_names[int(answers[i])]}\n"
-        f"{math.floor(1000 * certainty[i]) / 10} % sure"
+        f"{percents[i]:.1f} % sure"
         for i in chosen
     ]
-    return _picture_grid(images[chosen], captions, title, **GREY)
+    return picture_grid(images[chosen], captions, title, **GREY)
 
 
 def weights(
@@ -140,73 +137,94 @@ def weights(
     pictures = kernel.T[units].reshape(-1, *image_shape)
     limit = np.quantile(np.abs(pictures), 0.999) or 1.0
     captions = [f"unit {unit}" for unit in units]
-    return _picture_grid(pictures, captions, title, "weight", cmap=SIGNED, vmin=-limit, vmax=limit)
-
-
-def answers(
-    photos: Sequence[Num[AnyArray, "_ _"]],  # of any sizes
-    digits: Images,
-    probabilities: Float[AnyArray, "n classes"],
-    class_names: Sequence[str],
-    titles: Sequence[str],
-) -> Figure:
-    """A row for each photo: the photo, what the network saw of it, and the probabilities.
-
-    Of many classes, the ten most probable are shown.
-    """
-    probabilities = np.nan_to_num(probabilities)  # a network that diverged is certain of nothing
-    figure = Picture(figsize=(7, 1.9 * len(digits)), layout="constrained")
-    rows = figure.subplots(len(digits), 3, squeeze=False, width_ratios=(1, 1, 1.8))
-    for (left, middle, bars), photo, digit, row, title in zip(
-        rows, photos, digits, probabilities, titles, strict=True
-    ):
-        left.imshow(photo, **GREY)
-        short_title = title if len(title) <= 24 else f"{title[:10]}...{title[-11:]}"
-        left.set_title(short_title, fontsize=9)
-        middle.imshow(digit, **GREY)
-        middle.set_title("what the network saw", fontsize=9)
-        left.set_axis_off()
-        middle.set_axis_off()
-        best = int(row.argmax())
-        classes = np.sort(np.argsort(-row, kind="stable")[:10])
-        names = [class_names[i] for i in classes]
-        colors = [TRAINING if i == best else "0.75" for i in classes]
-        bars.bar(range(len(names)), row[classes], color=colors)
-        bars.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
-        bars.set_yticks([0, 1], ["0", "100 %"])
-        bars.set_ylim(0, 1)
-        bars.spines[["top", "right"]].set_visible(False)
-        percent = math.floor(1000 * row[best]) / 10
-        bars.set_title(f"{class_names[best]}, {percent} % sure", fontsize=9)
+    figure = picture_grid(pictures, captions, title, cmap=RED_BLUE, vmin=-limit, vmax=limit)
+    (axes,) = figure.axes
+    figure.colorbar(
+        axes.images[0], ax=axes, label="weight", location="bottom", shrink=0.5, aspect=40
+    )
     return figure
 
 
-def signed(
-    values: Float[AnyArray, "height width"], limit: float | None = None
-) -> Float[np.ndarray, "height width 3"]:
-    """`values` as colours: red above zero, blue below.
+def picture_grid(
+    pictures: Images,
+    captions: Sequence[str],
+    title: str,
+    **style: Any,
+) -> Picture:
+    """Pictures 1.5 inches high, with their captions above them, in about as many rows as columns.
 
-    The colours are strongest at `limit`, or else at the largest magnitude.
+    `style` is passed on to imshow.
     """
-    limit = (float(np.abs(values).max()) if limit is None else limit) or 1.0
-    fractions = Normalize(-limit, limit)(np.asarray(values, np.float64))
-    return matplotlib.colormaps[SIGNED](fractions)[..., :3]
+    count, height, width = pictures.shape
+    columns = max(1, math.ceil(math.sqrt(count)))
+    lines = max((caption.count("\n") + 1 for caption in captions), default=1)
+    gap, row_gap = math.ceil(0.08 * height), math.ceil((0.06 + 0.13 * lines) * height)
+    joined = mosaic(pictures, columns, gap, row_gap)
+    above = 0.5 + 0.2 * lines + 0.2 * title.count("\n")  # inches
+    inches = 1.5 / height * np.array([joined.shape[1], joined.shape[0]]) + [0.2, above]
+    figure = Picture(figsize=tuple(inches), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots()
+    axes.imshow(joined, interpolation="nearest", **style)
+    axes.set_axis_off()
+    for i, caption in enumerate(captions):
+        x = i % columns * (width + gap) + width / 2 - 0.5
+        y = i // columns * (height + row_gap) - 0.02 * height - 0.5
+        axes.text(x, y, caption, ha="center", va="bottom", fontsize=9, linespacing=1.1)
+    return figure
 
 
 def mosaic(
-    rows: Sequence[Sequence[Float[np.ndarray, "height width 3"]]], gap: int
-) -> Float[np.ndarray, "_ _ 3"]:
-    """Pictures of one size in rows, joined into one picture with white gaps.
+    pictures: Num[AnyArray, "n height width *rgb"], columns: int, gap: int, row_gap: int
+) -> Float[np.ndarray, "_ _ *rgb"]:
+    """Pictures in rows of `columns`, joined into one with gaps, which are NaN or, in RGB, white.
 
-    The first row is the longest. One picture draws at once; an axes for each would take seconds.
+    One picture draws at once; an axes for each of 36 would take a second.
     """
-    height, width, _ = rows[0][0].shape
-    canvas = np.ones((len(rows) * (height + gap) - gap, len(rows[0]) * (width + gap) - gap, 3))
-    for i, row in enumerate(rows):
-        for j, picture in enumerate(row):
-            top, left = i * (height + gap), j * (width + gap)
-            canvas[top : top + height, left : left + width] = picture
-    return canvas
+    count, height, width, *rgb = pictures.shape
+    rows = max(1, math.ceil(count / columns))
+    tiles = np.full((rows * columns, height + row_gap, width + gap, *rgb), 1.0 if rgb else np.nan)
+    tiles[:count, :height, :width] = pictures
+    strips = [np.concatenate(row, axis=1) for row in np.split(tiles, rows)]
+    joined = np.concatenate(strips)
+    return joined[: len(joined) - row_gap, : joined.shape[1] - gap]
+
+
+def red_blue(
+    values: Float[AnyArray, "*batch height width"],
+    limit: Float[AnyArray, "..."] | float | None = None,
+) -> Float[np.ndarray, "*batch height width 3"]:
+    """`values` as colours: red above zero, blue below, strongest from `limit` on.
+
+    By default, `limit` is the largest magnitude in each picture.
+    """
+    values = np.asarray(values, np.float64)
+    if limit is None:
+        limit = np.abs(values).max(axis=(-2, -1), keepdims=True)
+    fractions = (values / np.where(limit, limit, 1) + 1) / 2
+    return matplotlib.colormaps[RED_BLUE](fractions)[..., :3]
+
+
+def show_picture(axes: Axes, values: Num[AnyArray, "h w"], title: str, **style: Any) -> None:
+    """Shows `values` without ticks, grey where they are NaN."""
+    axes.imshow(values, **style)
+    axes.set_facecolor("0.8")
+    axes.set_title(title, fontsize=9)
+    axes.set(xticks=[], yticks=[])
+
+
+def draw_bars(
+    axes: Axes, names: Sequence[str], heights: Num[AnyArray, "bars"], **style: Any
+) -> None:
+    """Draws a bar for each name; long names are upright."""
+    axes.bar(names, heights, **style)
+    axes.tick_params(axis="x", rotation=name_rotation(names))
+    light_grid(axes)
+
+
+def name_rotation(names: Sequence[str]) -> int:
+    """The rotation of names below an axis, in degrees: long ones are upright."""
+    return 90 if max(map(len, names)) > 2 else 0
 
 
 def light_grid(axes: Axes) -> None:
@@ -217,10 +235,6 @@ def light_grid(axes: Axes) -> None:
 
 def show(figure: Figure) -> bool:
     """Shows `figure` in a window until it is closed; returns False where there is no screen."""
-    if sys.platform.startswith("linux") and not (
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    ):
-        return False
     from matplotlib import pyplot  # it looks for a screen when it is imported
 
     if matplotlib.get_backend().lower() == "agg":
@@ -228,36 +242,3 @@ def show(figure: Figure) -> bool:
     pyplot.figure(figure)
     pyplot.show()
     return True
-
-
-def _picture_grid(
-    pictures: Images, captions: Sequence[str], title: str, scale_label: str = "", **style: Any
-) -> Figure:
-    """Pictures with their captions above them, in a grid that is about as wide as high.
-
-    One axes holds them all, as an axes for each of 36 pictures would take seconds.
-    """
-    count, height, width = pictures.shape
-    columns = max(1, math.ceil(math.sqrt(count)))
-    rows = max(1, math.ceil(count / columns))
-    inch = width / 1.5  # in pixels of a picture
-    lines = max((caption.count("\n") + 1 for caption in captions), default=1)
-    above, gap = 0.19 * lines * inch, 0.08 * width
-    row_height, column_width = height + above + gap, width + gap
-    size = np.array([column_width * columns, row_height * rows]) / inch
-    foot = 0.8 if scale_label else 0.0
-    figure_size = size + np.array([0.2, 0.3 + 0.2 * (title.count("\n") + 1) + foot])
-    figure = Picture(figsize=tuple(figure_size))
-    axes = figure.add_axes((*(np.array([0.1, 0.1 + foot]) / figure_size), *(size / figure_size)))
-    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        top, left = i // columns * row_height + above, i % columns * column_width + gap / 2
-        axes.imshow(picture, extent=(left, left + width, top + height, top), **style)
-        x, y = left + width / 2, top - 0.02 * width
-        axes.text(x, y, caption, ha="center", va="bottom", fontsize=9, linespacing=1.1)
-    axes.set(xlim=(0, column_width * columns), ylim=(row_height * rows, 0))
-    axes.set_axis_off()
-    if scale_label and axes.images:
-        bar = figure.add_axes((0.25, 0.5 / figure_size[1], 0.5, 0.12 / figure_size[1]))
-        figure.colorbar(axes.images[-1], cax=bar, label=scale_label, orientation="horizontal")
-    figure.suptitle(title, y=1 - 0.12 / figure_size[1], va="top")
-    return figure

@@ -16,21 +16,30 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
-def pictures(figure: Figure) -> list[np.ndarray]:
-    return [np.asarray(image.get_array()) for image in figure.axes[0].images]
+def pictures(figure: Figure, height: int, width: int) -> list[np.ndarray]:
+    """The pictures under the captions of a grid."""
+    axes = figure.axes[0]
+    grid = np.ma.filled(axes.images[0].get_array(), np.nan)
+    found = []
+    for text in axes.texts:
+        x, y = text.get_position()
+        left, top = round(x - (width - 1) / 2), round(y + 1)
+        found.append(grid[top : top + height, left : left + width])
+    return found
 
 
 def test_samples_are_the_images_in_order_under_their_labels():
     images = np.random.default_rng(0).integers(0, 256, (4, 5, 5), np.uint8)
     figure = plots.samples(images, np.array([2, 0, 1, 0]), NAMES, "some digits")
     assert texts(figure) == ["two", "zero", "one", "zero"]
-    for picture, image in zip(pictures(figure), images, strict=True):
+    for picture, image in zip(pictures(figure, 5, 5), images, strict=True):
         np.testing.assert_array_equal(picture, image)
-    places = [image.get_extent() for image in figure.axes[0].images]
-    lefts, tops = {place[0] for place in places}, {place[3] for place in places}
-    assert (len(lefts), len(tops)) == (2, 2)  # a 2 x 2 grid
+    grid = np.ma.masked_invalid(figure.axes[0].images[0].get_array())
+    assert grid.count() == images.size
+    places = [text.get_position() for text in figure.axes[0].texts]
+    assert len({x for x, _ in places}) == len({y for _, y in places}) == 2  # a 2 x 2 grid
     assert places[1][0] > places[0][0]  # the second stands right of the first
-    assert places[2][3] > places[0][3]  # the third below
+    assert places[2][1] > places[0][1]  # the third below
 
 
 def test_a_notebook_shows_a_figure():
@@ -91,7 +100,7 @@ def test_confusion_counts_stand_in_their_cells():
     cells = {text.get_position(): text.get_text() for text in axes.texts}
     # (column, row), that is (read as, true class); zeros are left out
     assert cells == {(0, 0): "50", (1, 0): "1", (1, 1): "40", (2, 1): "7", (2, 2): "30"}
-    np.testing.assert_array_equal(pictures(figure)[0], [[0, 1, 0], [0, 0, 7], [0, 0, 0]])
+    np.testing.assert_array_equal(axes.images[0].get_array(), [[0, 1, 0], [0, 0, 7], [0, 0, 0]])
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("read as", "true class")
 
 
@@ -102,7 +111,7 @@ def test_mistakes_come_in_order_of_certainty():
         [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.9, 0.1, 0], [0.1, 0.2, 0.7], [0.0004, 0, 0.9996]]
     )
     figure = plots.mistakes(images, labels, shares, NAMES, max_images=3)
-    assert [int(picture[0, 0]) for picture in pictures(figure)] == [4, 2, 3]
+    assert [int(picture[0, 0]) for picture in pictures(figure, 3, 3)] == [4, 2, 3]
     assert texts(figure) == [
         "is one, read as two\n99.9 % sure",
         "is two, read as zero\n90.0 % sure",
@@ -112,7 +121,8 @@ def test_mistakes_come_in_order_of_certainty():
 
 def test_a_perfect_network_has_no_mistakes_to_show():
     figure = plots.mistakes(np.zeros((2, 3, 3), np.uint8), np.array([0, 1]), np.eye(3)[:2], NAMES)
-    assert pictures(figure) == []
+    assert texts(figure) == []
+    assert np.ma.masked_invalid(figure.axes[0].images[0].get_array()).count() == 0
 
 
 def test_weights_are_the_strongest_columns_as_pictures():
@@ -120,7 +130,7 @@ def test_weights_are_the_strongest_columns_as_pictures():
     kernel[:, [1, 3]] *= 100
     figure = plots.weights(kernel, (2, 3), max_units=2)
     assert texts(figure) == ["unit 1", "unit 3"]
-    np.testing.assert_allclose(pictures(figure)[1], kernel[:, 3].reshape(2, 3))
+    np.testing.assert_allclose(pictures(figure, 2, 3)[1], kernel[:, 3].reshape(2, 3))
     image = figure.axes[0].images[0]
     low, high = image.get_clim()
     assert low == -high  # zero is white
@@ -128,40 +138,25 @@ def test_weights_are_the_strongest_columns_as_pictures():
     assert image.cmap(1.0)[0] > image.cmap(1.0)[2]  # positive is red
 
 
-def test_answers_show_each_photo_what_the_network_saw_and_the_probabilities():
-    photos = [np.full((30, 40), 200, np.uint8), np.full((9, 5), 100, np.uint8)]
-    digits = np.random.default_rng(0).integers(0, 256, (2, 4, 4), np.uint8)
-    shares = np.array([[0.2, 0.0004, 0.7996], [np.nan] * 3])  # the second is of a diverged network
-    titles = ["a.png", "a-very-long-name-of-a-photo.png"]
-    figure = plots.answers(photos, digits, shares, NAMES, titles)
-    for row in (0, 1):
-        photo, digit, bars = figure.axes[3 * row : 3 * row + 3]
-        np.testing.assert_array_equal(photo.images[0].get_array(), photos[row])
-        np.testing.assert_array_equal(digit.images[0].get_array(), digits[row])
-        heights = [bar.get_height() for bar in bars.patches]
-        np.testing.assert_allclose(heights, np.nan_to_num(shares[row]))
-        assert [tick.get_text() for tick in bars.get_xticklabels()] == list(NAMES)
-    assert figure.axes[0].get_title() == "a.png"
-    assert figure.axes[3].get_title() == "a-very-lon...a-photo.png"[:24]
-    assert figure.axes[2].get_title() == "two, 79.9 % sure"
+def test_a_mosaic_has_gaps_between_its_pictures_and_after_the_last():
+    black = np.zeros((3, 2, 3, 3))
+    expected = np.ones((5, 8, 3))
+    expected[:2, :3] = expected[:2, 5:] = expected[3:, :3] = 0
+    np.testing.assert_array_equal(plots.mosaic(black, 2, gap=2, row_gap=1), expected)
+    grey = plots.mosaic(black[..., 0], 2, gap=2, row_gap=1)
+    np.testing.assert_array_equal(grey, np.where(expected[..., 0], np.nan, 0))
 
 
-def test_answers_show_the_ten_most_probable_of_many_classes_in_order():
-    shares = np.arange(47.0)[None] / np.arange(47).sum()
-    names = [str(place) for place in range(47)]
-    figure = plots.answers(
-        [np.zeros((3, 3), np.uint8)], np.zeros((1, 3, 3), np.uint8), shares, names, [""]
-    )
-    ticks = [tick.get_text() for tick in figure.axes[2].get_xticklabels()]
-    assert ticks == names[37:]
-
-
-def test_a_mosaic_is_white_between_its_pictures_and_after_the_last():
-    black = np.zeros((2, 3, 3))
-    canvas = plots.mosaic([[black, black], [black]], gap=1)
-    expected = np.ones((5, 7, 3))
-    expected[:2, :3] = expected[:2, 4:] = expected[3:, :3] = 0
-    np.testing.assert_array_equal(canvas, expected)
+def test_red_is_above_zero_and_blue_below():
+    values = np.array([[[0.0, 2], [-2, 1]], [[0, 9], [0, 0]], [[0, 0], [0, 0]]])
+    colors = plots.red_blue(values)
+    white, red, blue = colors[0, 0, 0], colors[0, 0, 1], colors[0, 1, 0]
+    assert white.min() > 0.95
+    assert red[0] > 3 * red[2]
+    assert blue[2] > 3 * blue[0]
+    np.testing.assert_array_equal(colors[1, 0, 1], red)  # each picture has its own scale
+    np.testing.assert_array_equal(colors[2], np.broadcast_to(white, (2, 2, 3)))
+    np.testing.assert_array_equal(plots.red_blue(values, 1.0)[0, 1, 1], red)
 
 
 def test_nothing_is_shown_without_a_screen(monkeypatch):

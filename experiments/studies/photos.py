@@ -34,11 +34,7 @@ from mnist_jax.config import Config
 from mnist_jax.errors import InputError
 from mnist_jax.fit import fit
 from mnist_jax.runs.metadata import device_name, versions
-from mnist_jax.runs.results import (
-    Run,
-    load_run,
-    probabilities,
-)
+from mnist_jax.runs.results import Run, load_run, probabilities
 from mnist_jax.serve.digit import bounding_box, centre_by_mass, to_digit
 
 Digit = UInt8[np.ndarray, "28 28"]
@@ -165,7 +161,7 @@ def measure(run: Run, test: data.Examples, images: int) -> dict[str, Any]:
     """How many photos of the first `images` are read correctly and refused, for each kind."""
     digits, labels = np.asarray(test.images)[:images], np.asarray(test.labels)[:images]
     results: dict[str, Any] = {"images": len(digits), "kinds": {}, "refused_pages": {}}
-    results["plain_right"] = int((read(run, list(digits)) == labels).sum())
+    results["plain_correct"] = int((read(run, list(digits)) == labels).sum())
     for number, (kind, look) in enumerate(KINDS.items()):
         photos, true_digits = [], []
         for index, digit in enumerate(digits):
@@ -174,9 +170,9 @@ def measure(run: Run, test: data.Examples, images: int) -> dict[str, Any]:
             photos.append(segmented(photo_of(page, look, random)))
             true_digits.append(true_digit(page))
         results["kinds"][kind] = {
-            "right": int((read(run, photos) == labels).sum()),
+            "correct": int((read(run, photos) == labels).sum()),
             "refused": sum(image is None for image in photos),
-            "true_ink_right": int((read(run, true_digits) == labels).sum()),
+            "correct_with_known_strokes": int((read(run, true_digits) == labels).sum()),
         }
         print(kind, results["kinds"][kind], file=sys.stderr, flush=True)
     for number, (name, count) in enumerate({"two digits": 2, "no digit": 0}.items()):
@@ -195,13 +191,13 @@ def table(results: dict[str, Any]) -> str:
     """The results as a Markdown table."""
     n = results["images"]
     lines = [
-        f"| photos of {n:,} test images | read rightly | refused | with the true ink |",
+        f"| photos of {n:,} test images | correct | refused | correct with known strokes |",
         "|---|---|---|---|",
-        f"| plain, the 28 x 28 image itself | {results['plain_right'] / n:.1%} | 0 | |",
+        f"| plain, the 28 x 28 image itself | {results['plain_correct'] / n:.1%} | 0 | |",
     ]
     for kind, counts in results["kinds"].items():
-        right, true = counts["right"] / n, counts["true_ink_right"] / n
-        lines.append(f"| {kind} | {right:.1%} | {counts['refused']} | {true:.1%} |")
+        correct, known = counts["correct"] / n, counts["correct_with_known_strokes"] / n
+        lines.append(f"| {kind} | {correct:.1%} | {counts['refused']} | {known:.1%} |")
     for name, refused in results["refused_pages"].items():
         lines.append(f"| {name} on the page | | {refused} ({refused / n:.1%}) | |")
     return "\n".join(lines).replace("%", " %")

@@ -13,8 +13,7 @@ from jaxtyping import Array, Float, Integer, Key
 from mnist_jax.model import Layer, PyTree
 from mnist_jax.preprocess import AnyArray, Images, Inputs, Labels, to_inputs
 
-CostOf = Callable[[PyTree], Float[Array, ""]]
-"""A cost as a function of the parameters alone."""
+CostOf = Callable[[PyTree], Float[Array, ""]]  # a cost as a function of the parameters alone
 
 
 class Network(NamedTuple):
@@ -33,13 +32,12 @@ def activations(
 
     `masks` has one mask for each hidden layer, which multiplies its activations as dropout does.
     """
+    *hidden, last = network.layers
     outputs = [jnp.asarray(inputs)]
-    for i, (kernel, bias) in enumerate(network.layers):
-        x = outputs[-1] @ kernel + bias[None]
-        if i < len(network.layers) - 1:
-            x = network.activation(x) * (masks[i][None] if masks else 1)
-        outputs.append(x)
-    return outputs
+    for i, (kernel, bias) in enumerate(hidden):
+        x = network.activation(outputs[-1] @ kernel + bias[None])
+        outputs.append(x * masks[i][None] if masks else x)
+    return [*outputs, outputs[-1] @ last.kernel + last.bias[None]]
 
 
 def logit_contributions(network: Network, inputs: Inputs) -> Float[Array, "n units classes"]:
@@ -87,10 +85,11 @@ def unit_gradients(
     """
     below = network._replace(layers=network.layers[: layer + 1])
 
-    def mean_gradient(unit: Integer[Array, ""], x: Float[Array, "n p"]) -> Float[Array, "p"]:
-        return jax.grad(lambda x: activations(below, x)[-1][:, unit].sum())(x).mean(axis=0)
+    def total(x: Float[Array, "n p"], unit: Integer[Array, ""]) -> Float[Array, ""]:
+        return activations(below, x)[-1][:, unit].sum()
 
-    return jax.vmap(mean_gradient)(jnp.asarray(units), jnp.asarray(inputs))
+    gradients = jax.vmap(jax.grad(total))(jnp.asarray(inputs), jnp.asarray(units))
+    return gradients.mean(axis=1)
 
 
 def rank_units(
@@ -148,16 +147,16 @@ def sweep_weight(layers: tuple[Layer, ...], cost_of: CostOf, learning_rate: floa
         return weight - learning_rate * derivative, jnp.stack([weight, cost])
 
     _, steps = jax.lax.scan(sgd_step, start, length=101)  # the start and a hundred steps
-    results = map(np.asarray, (costs, derivatives, steps))
-    return WeightSweep((len(lower), row, column), values, *results)
+    place = (len(lower), row, column)
+    return WeightSweep(place, values, *jax.device_get((costs, derivatives, steps)))
 
 
 class Landscape(NamedTuple):
     """The cost on a plane through the end of a path of parameters."""
 
     path: Float[np.ndarray, "points 2"]  # projected onto the plane; the end is at (0, 0)
-    grid: Float[np.ndarray, "size size 2"]
-    costs: Float[np.ndarray, "size size"]
+    grid: Float[np.ndarray, "size size 2"]  # points on the plane
+    costs: Float[np.ndarray, "size size"]  # at these points
     share: float  # of the squared distances from the end that the projected path keeps
     parameters: int
 
@@ -168,9 +167,8 @@ def landscape(path: Sequence[PyTree], cost_of: CostOf, size: int) -> Landscape:
     `path` has at least three points. Source: Li, Xu, Taylor, Studer & Goldstein, "Visualizing the
     loss landscape of neural nets", NeurIPS 2018, section 7.2.
     """
-    points = np.stack([np.asarray(ravel_pytree(params)[0]) for params in path])
-    unravel = ravel_pytree(path[0])[1]
-    steps = points - points[-1:]
+    end, unravel = ravel_pytree(path[-1])
+    steps = np.stack([ravel_pytree(params)[0] - end for params in path])
     _, lengths, directions = np.linalg.svd(steps, full_matrices=False)
     share = float((lengths[:2] ** 2).sum() / (lengths**2).sum())
     directions = directions[:2]
@@ -180,27 +178,17 @@ def landscape(path: Sequence[PyTree], cost_of: CostOf, size: int) -> Landscape:
     centre, half = (low + high) / 2, 0.65 * (high - low).max()
     x, y = np.linspace(centre - half, centre + half, size, axis=1, dtype=np.float32)
     grid = np.stack(np.meshgrid(x, y), axis=-1)
-    end, plane = jnp.asarray(points[-1]), jnp.asarray(directions)
 
     def cost_at(point: Float[Array, "2"]) -> Float[Array, ""]:
-        return cost_of(unravel(end + jnp.dot(point, plane, precision="highest")))
+        return cost_of(unravel(end + jnp.dot(point, directions, precision="highest")))
 
-    costs = np.asarray(jax.lax.map(cost_at, jnp.asarray(grid.reshape(-1, 2)))).reshape(size, size)
-    return Landscape(projected, grid, costs, share, points.shape[1])
-
-
-def principal_components(x: Float[AnyArray, "n features"]) -> Float[np.ndarray, "n 2"]:
-    """The first two principal components of each row (PCA)."""
-    centred = np.asarray(x, np.float64) - np.mean(x, axis=0, dtype=np.float64)
-    _, directions = np.linalg.eigh(centred.T @ centred)
-    return centred @ directions[:, [-1, -2]]
+    costs = np.asarray(jax.lax.map(cost_at, grid.reshape(-1, 2))).reshape(size, size)
+    return Landscape(projected, grid, costs, share, end.size)
 
 
 def dropout_masks(network: Network, key: Key[Array, ""], rate: float) -> list[Float[Array, "_"]]:
     """A mask for each hidden layer: 0 with probability `rate`, otherwise 1 / (1 - rate)."""
-    hidden = network.layers[:-1]
-    keys = jax.random.split(key, len(hidden))
     return [
-        jax.random.bernoulli(key, 1 - rate, layer.bias.shape) / (1 - rate)
-        for key, layer in zip(keys, hidden, strict=True)
+        jax.random.bernoulli(jax.random.fold_in(key, i), 1 - rate, layer.bias.shape) / (1 - rate)
+        for i, layer in enumerate(network.layers[:-1])
     ]

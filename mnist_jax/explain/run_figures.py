@@ -1,7 +1,6 @@
 """The figures that explain a trained run, and the images and moments of training they show."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,28 +21,21 @@ from mnist_jax.train import TrainState
 
 UNIT_IMAGES = 10_000  # training images, of which those are shown that excite a unit most
 COST_IMAGES = 1000  # training images over which the cost is taken
-TEST_IMAGES = 2000  # test images that are read with dropout, or shown as dots
+TEST_IMAGES = 2000  # test images that are shown as dots, or among which dropout's is found
 FRAMES = 11  # moments of training that are shown: the start and at most ten epochs
 GRID_SIZE = 25  # points along a side of the landscape
 
 
-class Trajectory(NamedTuple):
-    """The layers of a network after some of the epochs of its training."""
+def train_again(run: Run, training: Examples) -> dict[int, tuple[Layer, ...]]:
+    """The layers of the first seed of `run` after some epochs, found by training it once more.
 
-    epochs: tuple[int, ...]
-    layers: tuple[tuple[Layer, ...], ...]
-
-
-def train_again(run: Run, training: Examples) -> Trajectory:
-    """The path of the first seed of `run` from its start, found by training it once more.
-
-    A run repeats bit for bit on the same machine. It is reported where it does not.
+    A run repeats bit for bit on the same machine. A warning says so where it does not.
     """
     setup, config = run.setup, run.config
     networks = population.networks([config.seed], [config.hparams])
     loader = DataLoader(config, training)
     epochs = int(run.states.step[0]) // run.spec.steps_per_epoch(config.batch_size)
-    frames = sorted({round(epoch) for epoch in np.linspace(0, epochs, FRAMES)})
+    frames = np.linspace(0, epochs, FRAMES).round()
 
     def layers_of(states: TrainState) -> tuple[Layer, ...]:
         images = loader.recalibration_images
@@ -52,20 +44,20 @@ def train_again(run: Run, training: Examples) -> Trajectory:
         return dense_layers(state.eval_params, state.model_state)
 
     states = population.init(setup, networks)
-    path = [layers_of(states)]
+    path = {0: layers_of(states)}
     if not is_live():
         say(f"training again, {epochs} epochs, to draw the path of training")
     for epoch in progress_bar(range(1, epochs + 1), desc="training again"):
         states, _ = train_epoch(setup, states, networks, loader, epoch)
         if epoch in frames:
-            path.append(layers_of(states))
-    differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), path[-1], first_layers(run))
+            path[epoch] = layers_of(states)
+    differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), path[epochs], first_layers(run))
     if largest := max(jax.tree.leaves(differences)):
         say(
             f"training again ends up to {largest:.1g} from the weights of {run.path}, because of "
             "another device, version or recipe: the film and the landscape show the new training"
         )
-    return Trajectory(tuple(frames), tuple(path))
+    return path
 
 
 def figures(run: Run, dataset: Dataset, image: int = 0) -> Iterator[tuple[str, Figure]]:
@@ -91,9 +83,9 @@ def figures(run: Run, dataset: Dataset, image: int = 0) -> Iterator[tuple[str, F
     _, firsts = np.unique(test.labels, return_index=True)  # of each class
     yield "pixels", network_plots.attributions(network, test.images[firsts[:10]])
     if hidden_layers:
-        examples = Examples(test.images[:TEST_IMAGES], test.labels[:TEST_IMAGES])
-        yield "dropout", network_plots.subnetworks(network, examples, config.dropout, config.seed)
-        yield "classes", network_plots.class_map(network, *examples)
+        sample = test.images[:TEST_IMAGES], test.labels[:TEST_IMAGES]
+        yield "dropout", network_plots.subnetworks(network, *sample, config.dropout, config.seed)
+        yield "classes", network_plots.class_map(network, *sample)
     else:
         say("a network without hidden layers has no message, dropout or classes to draw")
     yield from _training_figures(run, network, images, training)
@@ -103,25 +95,24 @@ def _training_figures(
     run: Run, network: Network, images: Images, training: Examples
 ) -> Iterator[tuple[str, Figure]]:
     inputs, labels = network.preprocess(images), training.labels[:COST_IMAGES]
-    cost_inputs = inputs[: len(labels)]
 
     def cost_of(layers: tuple[Layer, ...]) -> Float[Array, ""]:
-        return analysis.cost(network._replace(layers=layers), cost_inputs, labels)
+        return analysis.cost(network._replace(layers=layers), inputs[: len(labels)], labels)
 
-    epochs, path = train_again(run, training)
-    costs = np.array([cost_of(layers) for layers in path])
+    path = train_again(run, training)
+    costs = {epoch: float(cost_of(layers)) for epoch, layers in path.items()}
     ranked = analysis.rank_units(network, 0, analysis.activations(network, inputs))
-    units = np.sort(ranked[: 8 if len(costs) > 4 else 4])  # with few frames each picture is large
-    kernels = np.stack([layers[0].kernel[:, units].T for layers in path])
+    units = np.sort(ranked[: 8 if len(path) > 4 else 4])  # with few frames each picture is large
+    kernels = np.stack([layers[0].kernel[:, units].T for layers in path.values()])
     frames = kernels.reshape(*kernels.shape[:2], *run.image_shape)
     names = network_plots.unit_names(network, units)
-    yield "film", training_plots.weight_history(frames, epochs, costs, names)
+    yield "film", training_plots.weight_history(frames, costs, names)
     learning_rate = run.config.learning_rate
     sweep = analysis.sweep_weight(path[0], cost_of, learning_rate)
     figure = training_plots.weight_sweep(sweep, learning_rate, len(labels), run.class_names)
     yield "one-weight", figure
-    if len(costs) > 2:
-        landscape = analysis.landscape(path, cost_of, GRID_SIZE)
-        yield "landscape", training_plots.landscape(landscape, epochs, costs, len(labels))
+    if len(path) > 2:
+        landscape = analysis.landscape(list(path.values()), cost_of, GRID_SIZE)
+        yield "landscape", training_plots.landscape(landscape, costs, len(labels))
     else:
         say("one epoch is too short a path for a landscape")

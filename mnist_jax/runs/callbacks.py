@@ -1,6 +1,7 @@
 """What is told of a run while it trains: progress, a live figure, TensorBoard, or your own."""
 
 import math
+import struct
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -10,11 +11,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from mnist_jax.errors import InputError, is_live, progress_bar, say
-from mnist_jax.optim import learning_rate_schedule
 from mnist_jax.preprocess import AnyArray
+from mnist_jax.runs import rundir
 from mnist_jax.runs.figures import first_kernel
+from mnist_jax.runs.records import learning_rate
 from mnist_jax.runs.results import Run
-from mnist_jax.runs.rundir import Json
+from mnist_jax.runs.rundir import DiskError, Json
 from mnist_jax.train import TrainState
 
 
@@ -53,22 +55,20 @@ class ProgressBar(Callback):
 
     def on_epoch_end(self, metrics: Json, state: TrainState) -> None:
         """Shows the means over seeds, the speed and the time left."""
-        words = [
-            f"loss {np.mean(np.array(metrics['train_loss'], float)):.4f}",
-            f"accuracy {100 - np.mean(metrics['train_error_percent']):.2f} %",
-        ]
-        if "validation_error_percent" in metrics:
-            words.append(f"validation {100 - np.mean(metrics['validation_error_percent']):.2f} %")
-        words.append(f"{metrics['images_per_second']:,.0f} images/s")
+        means, epoch = scalars(metrics, None), metrics["epoch"]
+        text = f"loss {means['loss/train']:.4f}, "
+        text += f"accuracy {100 - means['error_percent/train']:.2f} %, "
+        if "error_percent/validation" in means:
+            text += f"validation {100 - means['error_percent/validation']:.2f} %, "
+        text += f"{metrics['images_per_second']:,.0f} images/s"
         if self._seeds > 1:
-            words.append(f"means of {self._seeds} seeds")
-        epoch = metrics["epoch"]
+            text += f", means of {self._seeds} seeds"
         if not is_live():
             seconds_left = metrics["seconds"] * (self._epochs - epoch)
-            say(f"epoch {epoch}/{self._epochs}, {seconds_left:.0f} s left, {', '.join(words)}")
+            say(f"epoch {epoch}/{self._epochs}, {seconds_left:.0f} s left, {text}")
             return
         with suppress(OSError):  # a terminal that is gone does not end the run
-            self._bar.set_postfix_str(", ".join(words), refresh=False)
+            self._bar.set_postfix_str(text, refresh=False)
             self._bar.update()
 
     def close(self) -> None:
@@ -83,13 +83,13 @@ class LiveFigure(Callback):
     def on_run_begin(self, run: Run, history: list[Json]) -> None:
         """Remembers the metrics so far."""
         self._history, self._title = list(history), run.config.dataset
-        self._started, self._draw_seconds = time.perf_counter(), 0.0
         self._display: Any = None
+        self._next_draw = 0.0
 
     def on_epoch_end(self, metrics: Json, state: TrainState) -> None:
-        """Redraws, unless that has taken more than a tenth of the time so far."""
+        """Redraws, but spends no more than a tenth of the time on that."""
         self._history.append(metrics)
-        if self._draw_seconds < 0.1 * (time.perf_counter() - self._started):
+        if time.perf_counter() >= self._next_draw:
             self._draw(None)
 
     def on_run_end(self, summary: Json) -> None:
@@ -107,15 +107,16 @@ class LiveFigure(Callback):
             self._display.update(figure)
         else:
             self._display = display(figure, display_id=True)
-        self._draw_seconds += time.perf_counter() - start
+        end = time.perf_counter()
+        self._next_draw = end + 9 * (end - start)
 
 
 class TensorBoard(Callback):
     """Event files in RUN/tensorboard: the means over seeds, and up to ten seeds each on their own.
 
     TensorBoard draws the same tag from several folders as lines of one chart. Its steps are epochs.
-    The files are written by tensorboardX, but not by its SummaryWriter: the thread in which that
-    writes dies on a full disk, and then the process waits for it for ever.
+    tensorboardX makes the events but does not write them: on a full disk the thread in which its
+    SummaryWriter writes dies, and then the process waits for it for ever.
     """
 
     MAX_SEEDS = 10  # charts with more lines are illegible
@@ -129,22 +130,20 @@ class TensorBoard(Callback):
             ) from None
 
     def on_run_begin(self, run: Run, history: list[Json]) -> None:
-        """Opens the files. TensorBoard forgets what earlier files say of later epochs."""
-        from tensorboardX.event_file_writer import EventsWriter
-
-        self._run, self._epoch, self._failed = run, len(history), False
-        folder, seeds = run.path / "tensorboard", run.config.all_seeds[: self.MAX_SEEDS]
-        is_new = not folder.exists()
-        folders: dict[int | None, Path] = {None: folder}
+        """Begins new files. TensorBoard forgets what earlier files say of later epochs."""
+        self._run, self._epoch = run, len(history)
+        folder, name = run.path / "tensorboard", f"events.out.tfevents.{int(time.time())}"
+        self._files: dict[int | None, Path] = {None: folder / name}
         if run.config.seeds > 1:
-            folders |= {i: folder / f"seed-{seed}" for i, seed in enumerate(seeds)}
-        self._writers: dict[int | None, Any] = {}
-        for index, path in folders.items():
-            path.mkdir(parents=True, exist_ok=True)
-            self._writers[index] = EventsWriter(str(path / "events"))
+            for i, seed in enumerate(run.config.all_seeds[: self.MAX_SEEDS]):
+                self._files[i] = folder / f"seed-{seed}" / name
+        self._unwritten = dict.fromkeys(self._files, b"")
+        for index in self._files:
+            self._add(index, 0, file_version="brain.Event:2")
             self._add(index, len(history) + 1, session_log={"status": "START"})
-        for metrics in history if is_new else []:  # of a run begun without TensorBoard
-            self._add_metrics(metrics)
+        if not folder.exists():  # the run began without TensorBoard
+            for metrics in history:
+                self._add_metrics(metrics)
 
     def on_epoch_end(self, metrics: Json, state: TrainState) -> None:
         """Writes the metrics and, after epochs 1, 2, 4, 8, ... and the last, the weights.
@@ -153,12 +152,11 @@ class TensorBoard(Callback):
         """
         self._epoch = metrics["epoch"]
         self._add_metrics(metrics)
-        is_power_of_two = self._epoch & (self._epoch - 1) == 0
-        if is_power_of_two or self._epoch == self._run.config.epochs:
+        if self._epoch.bit_count() == 1 or self._epoch == self._run.config.epochs:
             kernel = first_kernel(state, self._run.spec.pixels)
             if kernel is not None:
                 self._add_image("weights", unit_images(kernel, self._run.image_shape))
-        self._flush()
+        self._write()
 
     def on_run_end(self, summary: Json) -> None:
         """Writes the test result and the figures."""
@@ -168,29 +166,17 @@ class TensorBoard(Callback):
         result = {"test_loss": summary["test_loss"], "test_error_percent": percent}
         self._add_metrics({"epoch": self._epoch, **result})
         for file in sorted((self._run.path / "figures").glob("*.png")):
-            pixels = np.asarray(Image.open(file).convert("RGB"))
-            self._add_image(f"figures/{file.stem}", pixels)
-        self._flush()
-
-    def close(self) -> None:
-        """Closes the files."""
-        for writer in self._writers.values():
-            with suppress(OSError):
-                writer.close()
+            self._add_image(f"figures/{file.stem}", np.asarray(Image.open(file).convert("RGB")))
+        self._write()
 
     def _add_metrics(self, metrics: Json) -> None:
-        from tensorboardX import summary
-
-        epoch, config = metrics["epoch"], self._run.config
-        by_index = {index: scalars(metrics, index) for index in self._writers}
-        if "step" in metrics:
-            steps = metrics["step"] // epoch * config.epochs
-            rate = learning_rate_schedule(config, config.learning_rate, steps)(metrics["step"] - 1)
-            by_index[None]["learning_rate"] = float(np.asarray(rate))
-            by_index[None]["images_per_second"] = metrics["images_per_second"]
-        for index, values in by_index.items():
-            for tag, value in values.items():
-                self._add(index, epoch, summary=summary.scalar(tag, value))
+        for index in self._files:
+            by_tag = scalars(metrics, index)
+            if index is None and "step" in metrics:
+                by_tag["learning_rate"] = learning_rate(self._run.config, metrics, metrics["step"])
+                by_tag["images_per_second"] = metrics["images_per_second"]
+            values = [{"tag": tag, "simple_value": value} for tag, value in by_tag.items()]
+            self._add(index, metrics["epoch"], summary={"value": values})
 
     def _add_image(self, tag: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
         from tensorboardX import summary
@@ -198,36 +184,37 @@ class TensorBoard(Callback):
         self._add(None, self._epoch, summary=summary.image(tag, image, dataformats="HWC"))
 
     def _add(self, index: int | None, step: int, **content: Any) -> None:
+        """Adds an event, as a record of TensorFlow: length, checksum, content, checksum."""
         from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboardX.record_writer import masked_crc32c
 
-        event = Event(wall_time=time.time(), step=step, **content)
-        with suppress(OSError):  # reported by the flush
-            self._writers[index].write_event(event)
+        event = Event(wall_time=time.time(), step=step, **content).SerializeToString()
+        for part in (struct.pack("<Q", len(event)), event):
+            self._unwritten[index] += part + struct.pack("<I", masked_crc32c(part))
 
-    def _flush(self) -> None:
-        """Writes what is in memory. If the disk fails, that is reported once, and tried again."""
+    def _write(self) -> None:
+        """Writes the new events. If that fails, they are written with the next ones."""
         try:
-            for writer in self._writers.values():
-                writer.flush()
-        except OSError as error:
-            if not self._failed:
-                say(f"cannot write {self._run.path / 'tensorboard'}: {error.strerror}")
-            self._failed = True
+            for index, file in self._files.items():
+                rundir.append_bytes(file, self._unwritten[index])
+                self._unwritten[index] = b""
+        except DiskError as error:
+            say(f"{error}. The run continues")
 
 
 def scalars(metrics: Json, seed_index: int | None) -> dict[str, float]:
-    """The values in `metrics` by TensorBoard tag: of one seed, or the means over seeds."""
+    """The losses and errors in `metrics` by TensorBoard tag: of one seed, or means over seeds.
+
+    The means leave out networks that diverged.
+    """
     values = {}
-    for kind in ("loss", "error_percent"):
-        for part in ("train", "validation", "test"):
-            if f"{part}_{kind}" not in metrics:
-                continue
-            by_seed = np.array(metrics[f"{part}_{kind}"], float)
-            if seed_index is None:  # without networks that diverged
-                value = np.ma.filled(np.ma.masked_invalid(by_seed).mean(), np.nan)
-            else:
-                value = by_seed[seed_index]
-            values[f"{kind}/{part}"] = float(value)
+    for name, by_seed in metrics.items():
+        part, _, kind = name.partition("_")
+        if kind in ("loss", "error_percent"):
+            numbers = np.array(by_seed, float)
+            finite = numbers[np.isfinite(numbers)]
+            mean = finite.mean() if finite.size else np.nan
+            values[f"{kind}/{part}"] = float(mean if seed_index is None else numbers[seed_index])
     return values
 
 
@@ -238,13 +225,10 @@ def unit_images(
 
     Unlike in `plots.weights`, which shows the strongest units, each keeps its place over epochs.
     """
-    from mnist_jax.plots import mosaic, signed  # matplotlib takes half a second to import
+    from mnist_jax.plots import mosaic, red_blue  # matplotlib takes half a second to import
 
     images = np.asarray(kernel, np.float64).T[:max_units].reshape(-1, *image_shape)
     images = np.nan_to_num(images, posinf=0, neginf=0)  # of a network that diverged
     limit = float(np.quantile(np.abs(images), 0.999))
-    zoom = max(1, 56 // image_shape[0])
-    coloured = [signed(image, limit).repeat(zoom, 0).repeat(zoom, 1) for image in images]
-    columns = math.ceil(math.sqrt(len(coloured)))
-    rows = [coloured[i : i + columns] for i in range(0, len(coloured), columns)]
-    return np.rint(255 * mosaic(rows, 2)).astype(np.uint8)
+    columns = math.ceil(math.sqrt(len(images)))
+    return np.rint(255 * mosaic(red_blue(images, limit), columns, 1, 1)).astype(np.uint8)

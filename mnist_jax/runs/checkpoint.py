@@ -25,9 +25,7 @@ from mnist_jax.runs.rundir import Json
 PyTree = Any
 
 SUMS = "SHA256SUMS"
-
-FORMER_NAMES = {"average": "ema_params"}
-"""Fields of the state that earlier versions saved under another name, and today's names."""
+FORMER_NAMES = {"average": "ema_params"}  # fields of the state in earlier versions, and today
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -51,7 +49,7 @@ def save(run: Path, step: int, state: PyTree, config: Json, history: list[Json])
                 content = io.BytesIO()
                 np.save(content, array, allow_pickle=False)
                 rundir.write_bytes(new / "arrays" / f"{name}.npy", content.getvalue())
-            rundir.write_config(new, config)
+            rundir.write_json(new / "config.json", config)
             rundir.write_metrics(new, history)
             rundir.write_bytes(new / SUMS, _checksums(new))
             new.rename(folder)
@@ -72,19 +70,13 @@ def all_of(run: Path) -> list[Path]:
 
 
 def is_intact(folder: Path) -> bool:
-    """Whether every file of a checkpoint is as it was written, and it is of the end of an epoch.
-
-    Raises:
-        InputError: the disk cannot be read.
-    """
+    """Whether every file of a checkpoint is as it was written, and it is of the end of an epoch."""
     if (folder / "shards.jsonl").exists():  # of an earlier version, in the middle of an epoch
         return False
     try:
         return rundir.read_bytes(folder / SUMS) == _checksums(folder)
     except (InputError, FileNotFoundError, NotADirectoryError):
         return False
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read ({error.strerror}); check the disk") from None
 
 
 def set_aside_newer(run: Path, folder: Path | None) -> None:
@@ -105,7 +97,10 @@ def load(folder: Path, like: PyTree) -> PyTree:
         InputError: it holds other arrays than `like`.
     """
     expected = _named(like)
-    files = {_todays_name(file.stem): file for file in (folder / "arrays").glob("*.npy")}
+    files = {}
+    for file in (folder / "arrays").glob("*.npy"):
+        field, dot, rest = file.stem.partition(".")
+        files[FORMER_NAMES.get(field, field) + dot + rest] = file
     try:
         if differences := ", ".join(sorted(files.keys() ^ expected.keys())):
             raise ValueError(f"it has too many or too few arrays: {differences}")
@@ -130,11 +125,6 @@ def _named(tree: PyTree) -> dict[str, Any]:
     """The leaves of `tree` by their paths, such as params.Dense_0.kernel."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def _todays_name(name: str) -> str:
-    field, dot, path = name.partition(".")
-    return FORMER_NAMES.get(field, field) + dot + path
 
 
 def _checksums(folder: Path) -> bytes:

@@ -55,30 +55,26 @@ class Checkpointer:
             if not rundir.is_free(path):
                 folder, self.metadata = find_checkpoint(path, metadata)
         self._folder = folder
-        self.resumes, self.is_finished, self.history = broadcast_from_primary(
-            lambda: (
-                [True, is_finished(path, folder), rundir.read_metrics(folder)]
-                if folder
-                else [False, False, []]
-            )
-        )
+
+        def progress() -> tuple[bool, bool, list[Json]]:
+            if folder is None:
+                return False, False, []
+            return True, is_finished(path, folder), rundir.read_metrics(folder)
+
+        self.resumes, self.is_finished, self.history = broadcast_from_primary(progress)
         self._last_save = time.monotonic(), len(self.history)
 
     def restore(self, shapes: TrainState) -> TrainState:
         """The states to resume from, which have these shapes."""
-
-        def load() -> TrainState:
-            assert self._folder is not None
-            return checkpoint.load(self._folder, shapes)
-
-        return arrays_from_primary(load, shapes)
+        folder = self._folder or Path()  # only the primary process knows it, and loads
+        return arrays_from_primary(lambda: checkpoint.load(folder, shapes), shapes)
 
     def begin(self) -> None:
         """Writes the config and the metrics so far. A run that goes on loses its summary."""
         if is_primary():
             if not self.is_finished:
                 (self.path / "summary.json").unlink(missing_ok=True)
-            rundir.write_config(self.path, self.metadata)
+            rundir.write_json(self.path / "config.json", self.metadata)
             rundir.write_metrics(self.path, self.history)
 
     def log(self, metrics: Json) -> None:
@@ -128,11 +124,7 @@ class Checkpointer:
 def find_checkpoint(path: Path, metadata: Json) -> tuple[Path | None, Json]:
     """The newest intact checkpoint of the run in `path`, if there is one, and its config.json.
 
-    Damaged checkpoints are set aside.
-
-    Args:
-        path: the run folder.
-        metadata: the config.json of the run that is to be trained now.
+    Damaged checkpoints are set aside. `metadata` is the config.json of the run to train now.
 
     Raises:
         InputError: the folder holds another run.

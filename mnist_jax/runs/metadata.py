@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -112,13 +113,10 @@ def device_name() -> str:
     device, count = jax.devices()[0], jax.device_count()
     name = device.device_kind
     if device.platform == "cpu":
-        name = f"CPU ({platform.machine()}, {_cores()} cores)"
+        has_affinity = hasattr(os, "sched_getaffinity")  # the cores that this process may use
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+        name = f"CPU ({platform.machine()}, {cores} cores)"
     return name if count == 1 else f"{count} x {name}"
-
-
-def _cores() -> int | None:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def versions() -> dict[str, str]:
@@ -141,10 +139,8 @@ def _code_hash() -> str:
 
 def _processor() -> str:
     """The CPU's model, if the CPU is the device: programs are compiled for it."""
-    if jax.default_backend() != "cpu":
+    file = Path("/proc/cpuinfo")  # on Linux
+    if jax.default_backend() != "cpu" or not file.exists():
         return ""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return platform.processor()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "")
+    match = re.search(r"model name\s*: (.*)", file.read_text())
+    return match[1] if match else ""

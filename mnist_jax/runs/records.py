@@ -23,8 +23,7 @@ def epoch_record(
     `stopped_at_step` has the first step of each network, from 1, whose loss was not finite, or 0;
     it is there once a network has diverged.
     """
-    config = run.config
-    steps = run.spec.steps_per_epoch(config.batch_size)
+    config, steps = run.config, run.spec.steps_per_epoch(run.config.batch_size)
     images = steps * config.batch_size
     record = {
         "epoch": epoch,
@@ -57,23 +56,28 @@ def all_diverged(history: list[Json]) -> bool:
 def divergences(record: Json, config: Config) -> list[Json]:
     """Where each network that had diverged by the epoch of `record` did so."""
     steps_per_epoch = record["step"] // record["epoch"]
-    steps = config.epochs * steps_per_epoch
-    schedule = learning_rate_schedule(config, config.learning_rate, steps)
     return [
         {
             "seed": config.seed + i,
             "epoch": (step - 1) // steps_per_epoch + 1,
             "step": step,
-            "learning_rate": float(np.asarray(schedule(step - 1))),
+            "learning_rate": learning_rate(config, record, step),
         }
         for i, step in enumerate(record.get("stopped_at_step", []))
         if step
     ]
 
 
+def learning_rate(config: Config, record: Json, step: int) -> float:
+    """The learning rate of a step, counted from 1, of the run that has `record` of some epoch."""
+    steps = config.epochs * record["step"] // record["epoch"]
+    schedule = learning_rate_schedule(config, config.learning_rate, steps)
+    return float(np.asarray(schedule(step - 1)))
+
+
 def summarize(run: Run, metadata: Json, history: list[Json], result: Json) -> Json:
     """The content of summary.json, except what is known only at the end."""
-    config, sizes, last = run.config, metadata["data"], history[-1]
+    config, last = run.config, history[-1]
     # The last step of training may spoil a network whose training loss was always finite.
     stopped = np.array(last.get("stopped_at_step", [0] * config.seeds))
     only_in_test = (stopped == 0) & ~np.isfinite(np.array(result["test_loss"], float))
@@ -84,11 +88,10 @@ def summarize(run: Run, metadata: Json, history: list[Json], result: Json) -> Js
             f"{len(diverged)} of {config.seeds} networks diverged: their loss is not finite; "
             f"lower --learning-rate {config.learning_rate}"
         )
+    sizes = ("train_images", "validation_images", "test_images")
     return {
         "dataset": config.dataset,
-        "train_images": sizes["train_images"],
-        "validation_images": sizes["validation_images"],
-        "test_images": sizes["test_images"],
+        **{name: metadata["data"][name] for name in sizes},
         "seed": config.seed,
         "seeds": config.seeds,
         "epochs": config.epochs,

@@ -15,14 +15,14 @@ A file is complete or absent: it is written under another name, then renamed.
 import datetime
 import errno
 import hashlib
+import io
 import itertools
 import json
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from mnist_jax.config import Config
 from mnist_jax.errors import InputError
@@ -34,15 +34,8 @@ Json = dict[str, Any]
 
 REMEDY = "repeat the train command with --resume to repair it, or train again"
 
-MAX_JSON_BYTES = 2**26
-"""The largest config.json or summary.json that is read; a million seeds take half of that."""
-
-MAX_METRICS_BYTES = 2**30
-"""The largest metrics.jsonl that is read; a thousand seeds write that in 16,000 epochs."""
-
-
-MARKERS = {"run": ("config.json", "checkpoints"), "sweep": ("sweep.json",)}
-"""What the folder of a run or a sweep has from its beginning."""
+MAX_JSON_BYTES = 2**26  # of a file that is read; a summary of a million seeds has half of that
+MAX_METRICS_BYTES = 2**30  # a thousand seeds write that in 16,000 epochs
 
 
 class DiskError(InputError):
@@ -70,7 +63,8 @@ def require_free(run: Path, resume: bool = False, kind: str = "run") -> None:
     with disk_errors(run):
         if is_free(run):
             return
-        is_resumable = any((run / name).exists() for name in MARKERS[kind])
+        markers = {"run": ("config.json", "checkpoints"), "sweep": ("sweep.json",)}[kind]
+        is_resumable = any((run / name).exists() for name in markers)
     if not is_resumable:
         raise InputError(f"{run} already exists and is not a {kind}; choose another --out")
     if not resume:
@@ -107,16 +101,9 @@ def claim(run: Path) -> Iterator[None]:
                     run.rmdir()
 
 
-def write_config(run: Path, config: Json) -> None:
-    """Writes config.json."""
-    write_json(run / "config.json", config)
-
-
-def read_config(run: Path) -> Json:
-    """What `write_config` wrote."""
-    if not run.is_dir():
-        raise InputError(f"{run} is not a run folder; name one that mnist-jax train made")
-    return read_json(run / "config.json")
+def read_config(folder: Path) -> Json:
+    """The config.json of a run or a checkpoint."""
+    return read_json(folder / "config.json")
 
 
 def write_metrics(run: Path, history: list[Json]) -> None:
@@ -162,19 +149,27 @@ def _checksum(summary: Json) -> str:
 def save_figure(run: Path, name: str, figure: "Figure") -> Path:
     """Writes figures/`name`.png, and returns the file."""
     file = run / "figures" / f"{name}.png"
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
     with disk_errors(file):
         file.parent.mkdir(exist_ok=True)
-        with _replacing(file) as stream:
-            figure.savefig(stream, format="png", dpi=150)
+    write_bytes(file, content.getvalue())
     return file
 
 
 def write_bytes(file: Path, content: bytes) -> None:
     """Writes `content` to `file`, which it replaces only when it has reached the disk."""
-    with disk_errors(file), _replacing(file) as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    temporary = file.with_name(f".{file.name}.tmp")
+    with disk_errors(file):
+        try:
+            temporary.unlink(missing_ok=True)  # it may be a symbolic link
+            with temporary.open("xb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def append_bytes(file: Path, content: bytes) -> None:
@@ -214,28 +209,11 @@ def read_json(file: Path) -> Json:
     """What `write_json` wrote."""
     try:
         value = json.loads(read_bytes(file, MAX_JSON_BYTES))
-    except FileNotFoundError:
-        raise InputError(
-            f"{file.parent} is not a finished run: it has no {file.name}; "
-            "name a folder that mnist-jax train made"
-        ) from None
+        if not isinstance(value, dict):
+            raise ValueError("it is not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read ({one_line(error)}); {REMEDY}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{file} cannot be read: expected a JSON object; {REMEDY}")
     return value
-
-
-@contextmanager
-def _replacing(file: Path) -> Iterator[IO[bytes]]:
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.unlink(missing_ok=True)  # it may be a symbolic link
-    try:
-        with temporary.open("xb") as stream:
-            yield stream
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -251,13 +229,10 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def one_line(error: Exception) -> str:
     """The message of `error` without line breaks, cut to 200 characters."""
-    return " ".join(str(error).split())[:200]
+    reason = getattr(error, "strerror", None) or str(error)
+    return " ".join(reason.split())[:200]
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: Json) -> Json:
     """`value` with NaN and infinity, which JSON does not have, as None."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)

@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import jax
 import tqdm  # noqa: F401  `say` needs it, and a signal handler may not import it
@@ -12,8 +12,7 @@ import tqdm  # noqa: F401  `say` needs it, and a signal handler may not import i
 from mnist_jax.errors import say
 from mnist_jax.model import PyTree
 
-POLL_SECONDS = 0.002
-"""How often a wait for the device lets Python handle signals."""
+POLL_SECONDS = 0.002  # how often a wait for the device lets Python handle signals
 
 
 class Shutdown:
@@ -42,14 +41,11 @@ def graceful_shutdown() -> Iterator[Shutdown]:
             name = signal.Signals(number).name
             say(f"{name}: training ends after this epoch; Ctrl-C stops it at once")
 
-    signals = (signal.SIGINT, signal.SIGTERM)
-    handled = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
-    previous = [signal.signal(number, handle) for number in handled]
-    try:
+    with ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                stack.callback(signal.signal, number, signal.signal(number, handle))
         yield shutdown
-    finally:
-        for number, handler in zip(handled, previous, strict=True):
-            signal.signal(number, handler)
 
 
 def wait(tree: PyTree) -> None:

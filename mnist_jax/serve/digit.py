@@ -3,6 +3,7 @@
 The digit is segmented from the paper, cropped to its bounding box, scaled and centred by mass.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ def segment_digit(photo: Photo) -> Float[np.ndarray, "height width"]:
     Raises:
         InputError: the photo is blank, or shows no digit or several.
     """
-    image = _downsample(photo, -(-max(photo.shape) // MAX_SIDE))
+    image = _downsample(photo, math.ceil(max(photo.shape) / MAX_SIDE))
     if max(image.shape) < 100:
         image = _resize(image, 4 * image.shape[0], 4 * image.shape[1])
     background = _estimate_background(image)
@@ -124,8 +125,8 @@ def _estimate_background(image: Grey) -> Grey:
     a weighted mean of the nearby paper, which follows light with round edges too.
     """
     shorter = min(image.shape)
-    coarse = _downsample(image, -(-shorter // 32))
-    window = int(0.9 * min(coarse.shape)) | 1
+    coarse = _downsample(image, math.ceil(shorter / 32))
+    window = int(0.9 * min(coarse.shape)) | 1  # odd
     background = _resize(ndimage.median_filter(coarse, window, mode="nearest"), *image.shape)
 
     factor = max(1, shorter // 100)
@@ -149,14 +150,14 @@ def _find_digit(smooth: Grey, background: Grey, scale: Grey) -> Mask | None:
         return None
     is_mark = contrast > max(THRESHOLD * contrast.max(), 3 * noise)
     labels, count = ndimage.label(is_mark, np.ones((3, 3)))
-    index = np.arange(1, count + 1)
+    index = np.arange(1, count + 1)  # of the marks
     mass = ndimage.sum_labels(contrast, labels, index)
     radius = ndimage.maximum(ndimage.distance_transform_edt(labels), labels, index)
 
     # A stroke is lighter than both of its sides; the edge of a shadow is lighter than one side.
     main_radius = radius[mass.argmax()]
     smoother = ndimage.gaussian_filter(smooth, main_radius / 3)
-    top_hat = ndimage.white_tophat(smoother, 4 * int(np.ceil(main_radius)) + 1)
+    top_hat = ndimage.white_tophat(smoother, 4 * math.ceil(main_radius) + 1)
     height = ndimage.mean(smooth - background, labels, index)
     is_stroke = ndimage.mean(top_hat, labels, index) > 0.5 * height
 

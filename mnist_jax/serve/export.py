@@ -8,6 +8,7 @@ Each file has the network of the run's first seed.
 import importlib
 import json
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.export
@@ -23,7 +24,6 @@ from mnist_jax.train import Logits
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 OPSET = 20  # the first version of ONNX's operators with GELU; ONNX Runtime has it since 1.17
-MAX_WEIGHTS = 500_000_000  # with biases; StableHLO and ONNX files cannot be larger than 2 GiB
 
 ACTIVATIONS: dict[Activation, tuple[str, str]] = {
     "relu": ("Relu", "np.maximum(x, 0)"),
@@ -31,7 +31,7 @@ ACTIVATIONS: dict[Activation, tuple[str, str]] = {
     "elu": ("Elu", "np.where(x > 0, x, np.expm1(np.minimum(x, 0)))"),
     "selu": ("Selu", "1.05070099 * np.where(x > 0, x, 1.67326324 * np.expm1(np.minimum(x, 0)))"),
     "gelu": ("Gelu", "x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))"),
-    "silu": ("Sigmoid", "x / 2 * (1 + np.tanh(x / 2))"),  # in ONNX as x * Sigmoid(x)
+    "silu": ("Silu", "x / 2 * (1 + np.tanh(x / 2))"),  # no operator, but x * Sigmoid(x)
     "softplus": ("Softplus", "np.logaddexp(x, 0)"),
     "sigmoid": ("Sigmoid", "(1 + np.tanh(x / 2)) / 2"),
     "tanh": ("Tanh", "np.tanh(x)"),
@@ -45,9 +45,9 @@ def to_stablehlo(run: Run) -> bytes:
     It maps uint8 images (n, height, width) to float32 logits (n, classes), for any n from 1.
 
     Raises:
-        InputError: the network diverged or is too large.
+        InputError: the network diverged.
     """
-    _require_size(run, first_layers(run), "StableHLO")
+    first_layers(run)  # raises if it diverged
     state = jax.device_get(first_network(run))  # or the file would name the device it is on
 
     @jax.jit
@@ -70,39 +70,34 @@ def to_onnx(run: Run) -> bytes:
     """An ONNX model: `images`, uint8 (n, height, width) -> `logits`, float32 (n, classes).
 
     Raises:
-        InputError: the package onnx is missing, or the network diverged or is too large.
+        InputError: the package onnx is missing, or the network diverged.
     """
-    _require_package("onnx")
-    from onnx import TensorProto, helper, numpy_helper
-
+    onnx = _import("onnx")
+    helper, kinds = onnx.helper, onnx.TensorProto
     layers = first_layers(run)
-    _require_size(run, layers, "ONNX")
-    make_node = helper.make_node
-    nodes = [
-        make_node("Cast", ["images"], ["grey"], to=TensorProto.FLOAT),
-        make_node("Div", ["grey", "white"], ["scaled"]),
-        make_node("Flatten", ["scaled"], ["inputs"]),
-    ]
     operator, _ = ACTIVATIONS[run.config.activation]
     options = {"approximate": "tanh"} if operator == "Gelu" else {}
-    x = "inputs"
-    for i in range(len(layers) - 1):
-        z, y = f"{i}.sum", f"{i}.{operator}"
-        nodes.append(make_node("Gemm", [x, f"{i}.kernel", f"{i}.bias"], [z]))
-        nodes.append(make_node(operator, [z], [y], **options))
-        x = y
-        if run.config.activation == "silu":
-            x = f"{i}.Silu"
-            nodes.append(make_node("Mul", [z, y], [x]))
-    last = len(layers) - 1
-    nodes.append(make_node("Gemm", [x, f"{last}.kernel", f"{last}.bias"], ["logits"]))
+    nodes = [
+        helper.make_node("Cast", ["images"], ["grey"], to=kinds.FLOAT),
+        helper.make_node("Div", ["grey", "white"], ["scaled"]),
+        helper.make_node("Flatten", ["scaled"], ["0.inputs"]),
+    ]
+    for i in range(len(layers)):
+        inputs, outputs = f"{i}.inputs", f"{i}.outputs"
+        if i > 0 and operator == "Silu":
+            nodes.append(helper.make_node("Sigmoid", [f"{i - 1}.outputs"], [f"{i}.gate"]))
+            nodes.append(helper.make_node("Mul", [f"{i - 1}.outputs", f"{i}.gate"], [inputs]))
+        elif i > 0:
+            nodes.append(helper.make_node(operator, [f"{i - 1}.outputs"], [inputs], **options))
+        nodes.append(helper.make_node("Gemm", [inputs, f"{i}.kernel", f"{i}.bias"], [outputs]))
+    nodes[-1].output[0] = "logits"
     arrays = {"white": np.array(255, np.float32), **_arrays(layers)}
     graph = helper.make_graph(
         nodes,
         "mnist_jax",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", *run.image_shape])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", len(run.class_names)])],
-        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+        [helper.make_tensor_value_info("images", kinds.UINT8, ["n", *run.image_shape])],
+        [helper.make_tensor_value_info("logits", kinds.FLOAT, ["n", len(run.class_names)])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )
     opsets = [helper.make_opsetid("", OPSET)]
     # Not the newest format that this version of onnx can write: older runtimes refuse that.
@@ -118,10 +113,7 @@ def to_safetensors(run: Run) -> bytes:
     Raises:
         InputError: the package safetensors is missing, or the network diverged.
     """
-    _require_package("safetensors")
-    from safetensors.numpy import save
-
-    return save(_arrays(first_layers(run)), _metadata(run))
+    return _import("safetensors.numpy").save(_arrays(first_layers(run)), _metadata(run))
 
 
 FORMATS: dict[str, tuple[Callable[[Run], bytes], str]] = {
@@ -152,17 +144,11 @@ def _metadata(run: Run) -> dict[str, str]:
     }
 
 
-def _require_size(run: Run, layers: tuple[Layer, ...], format_name: str) -> None:
-    size = sum(array.size for layer in layers for array in layer)
-    if size > MAX_WEIGHTS:
-        raise InputError(
-            f"{run.path} has {size:,} weights; {format_name} takes at most {MAX_WEIGHTS:,}; "
-            "choose --format safetensors"
-        )
-
-
-def _require_package(name: str) -> None:
+def _import(module: str) -> Any:
+    package = module.partition(".")[0]
     try:
-        importlib.import_module(name)
+        return importlib.import_module(module)
     except ImportError as error:
-        raise InputError(f"--format {name} needs {name} ({error}): pip install {name}") from None
+        raise InputError(
+            f"--format {package} needs {package} ({error}): pip install {package}"
+        ) from None

@@ -17,11 +17,7 @@ from jaxtyping import Float, Num, UInt8
 from mnist_jax.data import Dataset, Examples
 from mnist_jax.errors import InputError
 from mnist_jax.preprocess import AnyArray
-from mnist_jax.runs.results import (
-    Run,
-    first_layers,
-    probabilities,
-)
+from mnist_jax.runs.results import Run, first_layers, probabilities
 
 MAX_INT24 = 2**23 - 1  # three bytes are four characters in base64
 MAX_WEIGHTS = 50_000_000  # with biases; browsers limit the size of a page

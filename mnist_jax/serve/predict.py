@@ -1,7 +1,6 @@
 """Digits in photos: each photo prepared, read by a network, and shown with the answer."""
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -49,59 +48,61 @@ def read_photos(run: Run, files: Sequence[Path]) -> list[Prediction]:
         thumbnail = Image.fromarray(photo)
         thumbnail.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
         thumbnails.append(np.asarray(thumbnail))
-    answers = probabilities(run, np.stack(digits))
-    rows = zip(files, thumbnails, digits, answers, strict=True)
+    rows = zip(files, thumbnails, digits, probabilities(run, np.stack(digits)), strict=True)
     return [Prediction(*row, run.class_names) for row in rows]
-
-
-def figure(predictions: Sequence[Prediction]) -> "Figure":
-    """A figure with a row for each photo.
-
-    Raises:
-        InputError: there are too many photos for a figure.
-    """
-    if len(predictions) > MAX_ROWS:
-        raise InputError(f"--picture shows at most {MAX_ROWS} images, not {len(predictions)}")
-    from mnist_jax import plots
-
-    return plots.answers(
-        [prediction.thumbnail for prediction in predictions],
-        np.stack([prediction.digit for prediction in predictions]),
-        np.stack([prediction.probabilities for prediction in predictions]),
-        predictions[0].class_names,
-        [prediction.file.name for prediction in predictions],
-    )
 
 
 def to_text(predictions: Sequence[Prediction]) -> str:
     """A line for each photo: the answer and the next likely one."""
     lines = []
-    for prediction in predictions:
-        names, answer = prediction.class_names, prediction.probabilities
+    for file, _, _, answer, names in predictions:
+        percents = np.floor(1000 * answer) / 10  # rounded down: nothing is 100 % sure
         second, first = np.argsort(answer)[-2:].tolist()
         lines.append(
-            f"{prediction.file}: {names[first]} ({_percent(float(answer[first]))}; "
-            f"next {names[second]}, {_percent(float(answer[second]))})"
+            f"{file}: {names[first]} ({percents[first]:.1f}%; "
+            f"next {names[second]}, {percents[second]:.1f}%)"
         )
     return "\n".join(lines)
 
 
 def to_json(predictions: Sequence[Prediction]) -> str:
     """A JSON list with an object for each photo."""
-    objects = []
-    for prediction in predictions:
-        label = int(prediction.probabilities.argmax())
-        objects.append(
-            {
-                "file": str(prediction.file),
-                "label": label,
-                "name": prediction.class_names[label],
-                "probabilities": prediction.probabilities.tolist(),
-            }
-        )
+    objects = [
+        {
+            "file": str(file),
+            "label": int(answer.argmax()),
+            "name": names[answer.argmax()],
+            "probabilities": answer.tolist(),
+        }
+        for file, _, _, answer, names in predictions
+    ]
     return json.dumps(objects, indent=2)
 
 
-def _percent(probability: float) -> str:
-    """Rounded down, so that nothing is 100 % sure."""
-    return f"{math.floor(1000 * probability) / 10:.1f}%"
+def figure(predictions: Sequence[Prediction]) -> "Figure":
+    """A row for each photo: the photo, what the network saw of it, and the probabilities.
+
+    Of many classes, the ten most probable are shown.
+
+    Raises:
+        InputError: there are too many photos for a figure.
+    """
+    if len(predictions) > MAX_ROWS:
+        raise InputError(f"--picture shows at most {MAX_ROWS} images, not {len(predictions)}")
+    from mnist_jax import plots  # matplotlib takes half a second to import
+
+    figure = plots.Picture(figsize=(7, 1.9 * len(predictions)), layout="constrained")
+    rows = figure.subplots(len(predictions), 3, squeeze=False, width_ratios=(1, 1, 1.8))
+    for (left, middle, right), prediction in zip(rows, predictions, strict=True):
+        file, photo, digit, answer, names = prediction
+        plots.show_picture(left, photo, file.name[-24:], **plots.GREY)
+        plots.show_picture(middle, digit, "what the network saw", **plots.GREY)
+        classes = np.sort(np.argsort(-answer, kind="stable")[:10])
+        names, percents = [names[i] for i in classes], 100 * answer[classes]
+        plots.draw_bars(right, names, percents, color="0.75")
+        best = int(percents.argmax())
+        sure = np.floor(10 * percents[best]) / 10
+        right.patches[best].set_color(plots.TRAINING)
+        right.set(ylim=(0, 100), ylabel="%")
+        right.set_title(f"{names[best]}, {sure:.1f} % sure", fontsize=9)
+    return figure

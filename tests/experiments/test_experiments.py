@@ -243,11 +243,11 @@ def test_photos_of_test_digits_are_read(mnist_dir, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(results.read_text())
-    assert found["plain_right"] >= 10
+    assert found["plain_correct"] >= 10
     assert set(found["kinds"]) == set(photos.KINDS)
     for kind, counts in found["kinds"].items():
-        assert counts["right"] >= (8 if "all" in kind else 9), kind
-        assert counts["right"] + counts["refused"] <= 12
+        assert counts["correct"] >= (8 if "all" in kind else 9), kind
+        assert counts["correct"] + counts["refused"] <= 12
     assert found["refused_pages"]["two digits"] >= 11
     assert found["refused_pages"]["no digit"] >= 10
     assert photos.table(found) in done.stdout
@@ -287,9 +287,9 @@ def test_a_refusal_counts_as_wrong():
 def test_the_numbers_of_the_photos_are_those_of_their_results():
     found = json.loads((EXPERIMENTS / "results" / "photos.json").read_text())
     claim = (EXPERIMENTS / "studies" / "photos.py").read_text().split('"""')[1]
-    right = [counts["right"] for counts in found["kinds"].values()]
-    plain, pages = found["plain_right"], found["refused_pages"]
-    told = (min(right), max(right), plain, pages["two digits"], pages["no digit"])
+    correct = [counts["correct"] for counts in found["kinds"].values()]
+    plain, pages = found["plain_correct"], found["refused_pages"]
+    told = (min(correct), max(correct), plain, pages["two digits"], pages["no digit"])
     worst, best, plain, two, none = (f"{count / found['images']:.1%}"[:-1] for count in told)
     assert claim.startswith(f"{worst} % of photos")
     assert f"up to {best} %" in claim

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.decomposition import PCA
 
 from mnist_jax.config import Activation, Config
 from mnist_jax.explain import analysis
@@ -208,14 +207,6 @@ def test_the_share_of_a_landscape_is_that_of_the_squared_distances():
     steps = np.diag([3.0, 2, 1, 0]).astype(np.float32)[:, :3]
     landscape = analysis.landscape(list(jnp.asarray(steps)), jnp.sum, 3)
     assert landscape.share == pytest.approx(13 / 14)
-
-
-def test_principal_components_are_scikit_learns():
-    x = np.random.default_rng(0).normal(size=(50, 6)) * [1, 5, 2, 9, 1, 1]
-    expected = PCA(2).fit_transform(x)
-    np.testing.assert_allclose(
-        np.abs(analysis.principal_components(x)), np.abs(expected), atol=1e-9
-    )
 
 
 def test_dropout_masks_keep_the_mean():

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from mnist_jax.data import Examples
 from mnist_jax.explain import network_plots
 from mnist_jax.explain.analysis import Network
 from mnist_jax.model import Layer
-from mnist_jax.plots import signed
+from mnist_jax.plots import red_blue
 from mnist_jax.preprocess import to_inputs
 
 NAMES = ("zero", "one", "two")
@@ -41,8 +40,8 @@ def hidden(net, images, masks=None):
     return outputs
 
 
-def texts(figure) -> list[str]:
-    return [text.get_text() for axes in figure.axes for text in axes.texts]
+def row_names(figure) -> list[str]:
+    return [label.get_text() for label in figure.axes[0].get_yticklabels()]
 
 
 def canvas(figure) -> np.ndarray:
@@ -61,19 +60,16 @@ def test_a_unit_stands_beside_its_nine_images():
     net = network(4, 5)._replace(layers=(first, network(5).layers[0]))
     images = random_images(40, 2)
     figure = network_plots.units(net, 0, images)
-    assert texts(figure) == [f"unit {unit}" for unit in range(5)]
+    assert row_names(figure) == [f"unit {unit}" for unit in range(5)]
     assert "Hidden layer 1: the 5 most influential of 5 units" in figure.get_suptitle()
-    drawn = canvas(figure)
-    left, top = map(int, figure.axes[0].texts[4].get_position())
-    top += 2
-    assert (left, top) == (0, 10)  # the fifth begins the second row: 8 pixels and a gap of 2
-    red, blue = drawn[top + 2, left + 2], drawn[top + 5, left + 5]
+    row = canvas(figure)[12:14]  # the fifth, as pictures are 2 pixels high with a gap of 1
+    red, blue = row[0, 0], row[1, 1]
     assert red[0] > 2 * red[2]
     assert blue[2] > 2 * blue[0]
     best = np.argsort(-hidden(net, images)[0][:, 4])[:9]
     for i, image in enumerate(images[best]):
-        y, x = top + 3 * (i // 3), left + 10 + 3 * (i % 3)
-        np.testing.assert_allclose(drawn[y : y + 2, x : x + 2, 1], image / 255)
+        x = 3 * (i + 1)
+        np.testing.assert_allclose(row[:, x : x + 2, 1], image / 255)
 
 
 def test_only_the_caption_of_a_deeper_layer_explains_its_pictures():
@@ -85,7 +81,7 @@ def test_only_the_caption_of_a_deeper_layer_explains_its_pictures():
 
 def test_the_units_of_a_network_without_hidden_layers_are_the_classes():
     figure = network_plots.units(network(4), 0, random_images(40, 2))
-    assert texts(figure) == list(NAMES)
+    assert row_names(figure) == list(NAMES)
     assert figure.get_suptitle() == "No hidden layer: what each class looks for"
 
 
@@ -118,14 +114,19 @@ def test_attributions_stand_under_their_image():
     net, images = network(9), random_images(2, 3)
     figure = network_plots.attributions(net, images)
     answers = hidden(net, images)[-1].argmax(axis=1)
-    labels = ["read as", "the image", "its ink", "more ink"]
-    assert texts(figure) == [*(NAMES[answer] for answer in answers), *labels]
+    axes = figure.axes[0]
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert names == [f"read as {NAMES[answer]}" for answer in answers]
+    assert row_names(figure) == ["the image", "its ink", "more ink"]
+    np.testing.assert_array_equal(axes.get_xticks(), [1, 5])  # the middles of the pictures
+    np.testing.assert_array_equal(axes.get_yticks(), [1, 5, 9])
     drawn = canvas(figure)
     kernel = np.asarray(net.layers[0].kernel)
     for i, (image, answer) in enumerate(zip(images, answers, strict=True)):
         gradient = (kernel[:, answer] - kernel.mean(axis=1)).reshape(3, 3)
         grey = np.repeat(image[..., None] / 255, 3, axis=-1)
-        for row, expected in enumerate((grey, signed(gradient * image / 255), signed(gradient))):
+        effect = red_blue(gradient * image / 255)
+        for row, expected in enumerate((grey, effect, red_blue(gradient))):
             y, x = 4 * row, 4 * i  # 3 pixels and a gap of 1
             np.testing.assert_allclose(drawn[y : y + 3, x : x + 3], expected, atol=0.03)
 
@@ -133,12 +134,14 @@ def test_attributions_stand_under_their_image():
 def test_two_subnetworks_answer_by_the_units_that_dropout_leaves_them():
     net, images = network(16, 7, 5, seed=4), random_images(30, 4)
     labels = np.arange(30, dtype=np.uint8) % 3
-    figure = network_plots.subnetworks(net, Examples(images, labels), 0.0, 3)
+    figure = network_plots.subnetworks(net, images, labels, 0.0, 3)
     mask_a, bars_a, picture, mask_b, bars_b, counts = figure.axes
     image = np.asarray(picture.images[0].get_array())
     index = int(np.flatnonzero((images == image).all((1, 2)))[0])
     assert picture.get_title() == f"the image, of class {NAMES[index % 3]}"
-    full = 100 * np.asarray(jax.nn.softmax(hidden(net, image[None])[-1][0]))
+    probabilities = np.asarray(jax.nn.softmax(hidden(net, images)[-1]))
+    assert index == probabilities.max(axis=1).argmin()
+    full = 100 * probabilities[index]
     for name, mask, bars in (("A", mask_a, bars_a), ("B", mask_b, bars_b)):
         active = np.ma.compressed(mask.images[0].get_array())
         assert mask.get_title() == f"network {name}: {active.sum():.0f} of 12 hidden units"

@@ -98,7 +98,7 @@ def test_a_disk_that_cannot_be_read_is_not_taken_for_damage(tmp_path, monkeypatc
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("hashlib.file_digest", broken)
-    with pytest.raises(InputError, match=r"checkpoints/1 cannot be read \(Input/output error\)"):
+    with pytest.raises(OSError, match="Input/output error"):
         checkpoint.is_intact(folder)
 
 

@@ -249,13 +249,3 @@ def test_a_network_that_diverged_is_refused(name):
     params["Dense_1"]["bias"] = params["Dense_1"]["bias"].at[0, 0].set(jnp.nan)
     with pytest.raises(InputError, match="of run diverged: "):
         export.FORMATS[name][0](run)
-
-
-def test_a_network_too_large_is_refused(monkeypatch):
-    monkeypatch.setattr(export, "MAX_WEIGHTS", 1000)
-    run, _ = untrained(hidden=(3,))
-    for encode, name in ((export.to_stablehlo, "StableHLO"), (export.to_onnx, "ONNX")):
-        expected = rf"has 2,395 weights; {name} takes at most 1,000; choose --format safetensors$"
-        with pytest.raises(InputError, match=expected):
-            encode(run)
-    assert len(export.to_safetensors(run)) > 4 * 2395
