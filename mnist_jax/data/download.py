@@ -97,9 +97,9 @@ def fetch(name: str) -> list[Path]:
         while cause.__context__:  # `requests` wraps it in three errors with longer messages
             cause = cause.__context__
         raise DataUnavailable(
-            f"{name} could not be downloaded from {urlsplit(sources[0].url).hostname} to {folder} "
-            f"({str(cause) or 'no answer'}); check the network and the disk, or put its files in "
-            f"a folder and name it with --data-dir or {DATA_VARIABLE}"
+            f"{name} could not be downloaded ({urlsplit(sources[0].url).hostname}: "
+            f"{str(cause) or 'no answer'}); check the network and the room in {folder}, or put its "
+            f"files in a folder and name it with --data-dir or {DATA_VARIABLE}"
         ) from None
     return paths
 

@@ -8,7 +8,7 @@ import math
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +96,15 @@ def _read_folder(name: str, path: Path) -> Arrays:
             )
     elif name not in ("mnist", "local"):
         print(f"{folder}: no checksums are known for these files of {name}", file=sys.stderr)
-    return _decode(name, map(_read_idx, paths))
+    return _read_four(name, paths)
 
 
 def read_published(name: str, paths: Sequence[Path]) -> Arrays:
     """The arrays of `name` from the files that `download.fetch` returns."""
     if not name.startswith("emnist/"):
-        return _decode(name, map(_read_idx, paths))
+        return _read_four(name, paths)
     folder = zipfile.Path(paths[0]) / "gzip"
-    return _decode(name, [_read_idx(folder / f"{idx_name}.gz") for idx_name in _idx_names(name)])
+    return _read_four(name, [folder / f"{idx_name}.gz" for idx_name in _idx_names(name)])
 
 
 def _idx_names(name: str) -> list[str]:
@@ -114,10 +114,11 @@ def _idx_names(name: str) -> list[str]:
     return [prefix + idx_name.replace("t10k", "test") for idx_name in IDX_NAMES]
 
 
-def _decode(name: str, arrays: Iterable[np.ndarray]) -> Arrays:
+def _read_four(name: str, paths: Sequence[Path] | Sequence[zipfile.Path]) -> Arrays:
     """The arrays in four IDX files. EMNIST's images are transposed, and its letters start at 1."""
+    arrays = tuple(map(_read_idx, paths))
     if not name.startswith("emnist/"):
-        return tuple(arrays)
+        return arrays
     first_label = np.uint8(name == "emnist/letters")
     return tuple(
         np.ascontiguousarray(array.transpose(0, 2, 1)) if array.ndim == 3 else array - first_label

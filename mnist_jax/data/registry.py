@@ -49,12 +49,12 @@ RECALIBRATION_IMAGES = 10_000
 """About how many training images, evenly spaced, batch statistics are recomputed on."""
 
 FALLBACK = """
-{line}
-{error}
+========================================================================
+{}
 
 MNIST IS NOT HERE. Going on with `digits` instead: 1,797 small digits of
 8 x 8 pixels that come with scikit-learn. Nothing below is about MNIST.
-{line}
+========================================================================
 """
 
 
@@ -121,8 +121,7 @@ def load(name: str = "mnist", data_dir: Path | str | None = None) -> Dataset:
         try:
             return load("mnist", data_dir)
         except DataUnavailable as error:
-            warning = FALLBACK.format(line=72 * "=", error=textwrap.fill(str(error), 72))
-            print(warning, file=sys.stderr, flush=True)
+            print(FALLBACK.format(textwrap.fill(str(error), 72)), file=sys.stderr, flush=True)
             return load("digits")
     if name == "digits":
         return _validate(name, _embedded_digits())

@@ -54,10 +54,10 @@ def mesh_shape(
     """
     if requested is None:
         return _largest_shape(networks, batch_size, padded)
-    count, several_processes = jax.device_count(), jax.process_count() > 1
+    count = jax.device_count()
     across, within = requested
     problem = None
-    if several_processes and across * within != count:
+    if jax.process_count() > 1 and across * within != count:
         problem = f"all {count} devices of these processes"
     elif across * within > count:
         problem = f"at most the {count} device{'s' if count > 1 else ''} here"

@@ -52,7 +52,6 @@ def join(coordinator: str, processes: int = 0, process: int = 0) -> Iterator[Non
         InputError: the address or the numbers cannot be used, or no cluster is found.
     """
     _initialize(coordinator, processes, process)
-    _silence_others()
     failure = None
     try:
         if jax.device_count() != jax.process_count() * jax.local_device_count():
@@ -77,6 +76,7 @@ def join(coordinator: str, processes: int = 0, process: int = 0) -> Iterator[Non
 
 
 def _initialize(coordinator: str, processes: int, process: int) -> None:
+    """Joins the processes. Then only the primary one prints, and no library to its output."""
     arguments = _arguments(coordinator, processes, process)
     say("waiting for the other processes")
     try:
@@ -93,6 +93,12 @@ def _initialize(coordinator: str, processes: int, process: int) -> None:
         ) from None
     if threading.current_thread() is threading.main_thread():  # JAX has replaced the handler
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    devnull = Path(os.devnull).open("w")  # noqa: SIM115  it stays open
+    if is_primary():
+        sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
+    else:
+        sys.stdout = sys.stderr = devnull
+    os.dup2(devnull.fileno(), 1)  # gloo prints a line for each connection
 
 
 def _arguments(coordinator: str, processes: int, process: int) -> dict[str, Any]:
@@ -123,16 +129,6 @@ def _arguments(coordinator: str, processes: int, process: int) -> dict[str, Any]
     }
 
 
-def _silence_others() -> None:
-    """Lets only the primary process print, and no library write to its standard output."""
-    devnull = Path(os.devnull).open("w")  # noqa: SIM115  it stays open
-    if is_primary():
-        sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
-    else:
-        sys.stdout = sys.stderr = devnull
-    os.dup2(devnull.fileno(), 1)  # gloo prints a line for each connection
-
-
 def is_primary() -> bool:
     """Whether this is the process that writes and reports."""
     return jax.process_index() == 0
@@ -160,10 +156,8 @@ def broadcast_from_primary(value: Callable[[], Any]) -> Any:
 
 def arrays_from_primary(arrays: Callable[[], PyTree], shapes: PyTree) -> PyTree:
     """What `arrays()` returns in the primary process, which has these shapes."""
-    if is_primary():
-        return multihost_utils.broadcast_one_to_all(arrays())
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    return multihost_utils.broadcast_one_to_all(zeros)
+    return multihost_utils.broadcast_one_to_all(arrays() if is_primary() else zeros)
 
 
 def require_same(values: Json) -> None:

@@ -174,7 +174,7 @@ def test_a_file_from_an_earlier_download_is_verified_again(server, damage):
     if damage == "folder":
         second.unlink()
         second.mkdir()
-        load_fails(match="could not be downloaded from .* directory")
+        load_fails(match="could not be downloaded .* directory")
         return
     wrong = {"half": content[:9], "flipped bit": content[:-1] + b"x", "longer": content + b"x"}
     second.write_bytes(wrong[damage])
@@ -194,7 +194,7 @@ def test_a_dataset_that_cannot_be_cached_is_still_loaded(server, capsys):
 def test_a_full_disk_is_reported(server, monkeypatch):
     with Path("/dev/full").open("wb", 0) as full:
         monkeypatch.setattr(download, "atomic_write", lambda _: full)
-        load_fails(match=rf"to .* \(.*{os.strerror(errno.ENOSPC)}\); check the network and the d")
+        load_fails(match=rf"{os.strerror(errno.ENOSPC)}\); check the network and the room in")
 
 
 def test_emnist_is_read_from_its_archive(server):
@@ -254,18 +254,18 @@ def test_a_cached_load_imports_nothing_heavy():
 
 def test_a_file_that_is_missing_on_the_server_is_reported(server):
     (server.folder / f"{IDX_NAMES[2]}.gz").unlink()
-    load_fails(match=r"mnist could not be downloaded from 127.0.0.1 .* \(404 .*check the network")
+    load_fails(match=r"mnist could not be downloaded \(127.0.0.1: 404 .*check the network")
 
 
 def test_a_connection_that_drops_is_reported(server):
     server.how = "drop"
-    load_fails(match=r"could not be downloaded from 127.0.0.1 .*\d+ bytes read, \d+ more expected")
+    load_fails(match=r"could not be downloaded \(127.0.0.1: .*\d+ bytes read, \d+ more expected")
 
 
 def test_a_connection_that_stalls_times_out(server, monkeypatch):
     monkeypatch.setattr(download, "READ_TIMEOUT_SECONDS", 0.1)
     server.how = "stall"
-    load_fails(match=r"could not be downloaded from 127.0.0.1 .*timed out")
+    load_fails(match=r"could not be downloaded \(127.0.0.1: .*timed out")
 
 
 def test_a_download_that_is_too_long_is_stopped(server):
@@ -283,7 +283,7 @@ def test_a_server_or_name_lookup_without_an_answer_times_out(server, monkeypatch
     else:
         monkeypatch.setattr(Server, "answer", lambda *_: server.released.wait())
         server.how = "silent"
-    load_fails(match=r"127.0.0.1 .*(\(no answer\)|timed out)")
+    load_fails(match=r"127.0.0.1: (no answer|.*timed out)")
 
 
 def test_a_process_does_not_wait_for_a_name_lookup_when_it_exits():
@@ -296,8 +296,7 @@ def test_a_process_does_not_wait_for_a_name_lookup_when_it_exits():
     )
     run = [sys.executable, "-c", code]
     done = subprocess.run(run, capture_output=True, text=True, timeout=100)
-    assert "storage.googleapis.com to" in done.stderr
-    assert "(no answer)" in done.stderr
+    assert "storage.googleapis.com: no answer" in done.stderr
 
 
 # Downloads that are interrupted
