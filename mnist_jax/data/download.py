@@ -3,14 +3,13 @@
 TensorFlow Datasets knows their addresses, sizes and SHA-256 checksums. TensorFlow is not needed.
 """
 
-import contextlib
 import hashlib
 import os
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
@@ -38,9 +37,6 @@ RESPONSE_TIMEOUT_SECONDS = 4.0
 
 READ_TIMEOUT_SECONDS = 30.0
 """A server may pause for this long while it sends a file."""
-
-ABANDONED_SECONDS = 24 * 3600.0
-"""A temporary file that has not changed for this long was left behind by a killed process."""
 
 
 class DataUnavailable(InputError):
@@ -89,8 +85,6 @@ def fetch(name: str) -> list[Path]:
         DataUnavailable: there is no network, the server fails or sends something else, or the disk
             is full.
     """
-    with IMPORT_LOCK:
-        import requests
     sources = published(name)
     folder = cache_dir() / "downloads" / name.partition("/")[0]
     paths = [folder / source.url.rpartition("/")[2] for source in sources]
@@ -98,23 +92,20 @@ def fetch(name: str) -> list[Path]:
         for path, source in zip(paths, sources, strict=True):
             if not is_intact(path, source):
                 _download(source, path)
-    except requests.RequestException as error:
+    except OSError as error:  # of the network or the disk
+        cause: BaseException = error
+        while cause.__context__:  # `requests` wraps it in three errors with longer messages
+            cause = cause.__context__
         raise DataUnavailable(
             f"{name} could not be downloaded ({urlsplit(sources[0].url).hostname}: "
-            f"{_root_cause(error)}); connect to the network, or put its files in a folder and name "
-            f"it with --data-dir or {DATA_VARIABLE}"
-        ) from None
-    except OSError as error:
-        raise DataUnavailable(
-            f"{name} cannot be saved in {folder} ({error.strerror}); make room there, or name "
-            "another cache folder in XDG_CACHE_HOME"
+            f"{str(cause) or 'no answer'}); check the network and the room in {folder}, or put its "
+            f"files in a folder and name it with --data-dir or {DATA_VARIABLE}"
         ) from None
     return paths
 
 
 def _download(source: PublishedFile, path: Path) -> None:
     """Downloads `source` to `path`, which appears when all of it is there and verified."""
-    received, digest = 0, hashlib.sha256()
     with (
         _get(source.url) as response,
         atomic_write(path) as stream,
@@ -122,17 +113,13 @@ def _download(source: PublishedFile, path: Path) -> None:
     ):
         response.raise_for_status()
         for block in response.iter_content(2**16):
-            received += len(block)
-            if received > source.size:
-                break
-            digest.update(block)
             stream.write(block)
             bar.update(len(block))
-        if received != source.size or digest.hexdigest() != source.sha256:
-            raise DataUnavailable(
-                f"{source.url} arrived damaged, try again: {received:,} bytes with the SHA-256 "
-                f"{digest.hexdigest()}, expected {source.size:,} with {source.sha256}"
-            )
+            if stream.tell() > source.size:
+                break
+        stream.flush()
+        if not is_intact(Path(stream.name), source):
+            raise DataUnavailable(f"{source.url} arrived damaged, or is another file; try again")
 
 
 def _get(url: str) -> Any:
@@ -140,7 +127,8 @@ def _get(url: str) -> Any:
 
     The request runs in a thread, because `requests` cannot limit the time of an address look-up.
     """
-    import requests
+    with IMPORT_LOCK:
+        import requests
 
     response: Future[requests.Response] = Future()
 
@@ -152,37 +140,19 @@ def _get(url: str) -> Any:
         except Exception as error:
             response.set_exception(error)
 
-    threading.Thread(target=request, daemon=True).start()
-    wait([response], RESPONSE_TIMEOUT_SECONDS)
-    if not response.done():
-        raise requests.Timeout(f"no answer within {RESPONSE_TIMEOUT_SECONDS:.0f} s")
-    return response.result()
+    threading.Thread(target=request, daemon=True).start()  # does not keep the process from exiting
+    return response.result(RESPONSE_TIMEOUT_SECONDS)
 
 
-def _root_cause(error: BaseException) -> BaseException:
-    """The first error of a chain. `requests` wraps it in three others with longer messages."""
-    while cause := error.__cause__ or error.__context__:
-        error = cause
-    return error
-
-
-@contextlib.contextmanager
+@contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A file to write, which replaces `path` when the block ends without an error.
 
-    Until then it has a unique name, so that two processes can write the same file at once. Files
-    that killed processes left in the folder are deleted.
+    Until then it is in a folder of its own, so that two processes can write the same file at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for temporary in path.parent.glob("*.part"):
-        with contextlib.suppress(OSError):
-            if time.time() - temporary.stat().st_mtime > ABANDONED_SECONDS:
-                temporary.unlink()
-    descriptor, name = tempfile.mkstemp(".part", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
+    with tempfile.TemporaryDirectory(".part", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        with temporary.open("wb") as stream:
             yield stream
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ a shard has. Each network shuffles them for itself (see `train.train_epoch`).
 import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ from jaxtyping import Int
 from mnist_jax.config import Config
 from mnist_jax.data.files import read_images
 from mnist_jax.data.registry import RECALIBRATION_IMAGES, Examples, whole_batches
-from mnist_jax.parallel.mesh import put, replicated_sharding
+from mnist_jax.parallel.mesh import put, sharding
 
 DEFAULT_SHARD_BYTES = 2**27
 """Size of a shard of images that stay on disk, if the config does not give a number of images."""
@@ -117,20 +116,20 @@ class DataLoader:
     ) -> None:
         self.shards = plan_shards(config, len(training.labels))
         self._config, self._training = config, training
-        self._sharding = replicated_sharding()  # here, as the mesh is not set in other threads
+        self._sharding = sharding()  # here, as the mesh is not set in other threads
         self._executor = ThreadPoolExecutor(max_workers=1)
-        self.validation = self._put(validation)
-        self._loading: dict[tuple[int, int], Future[Examples]] = {}  # by epoch and shard
+        self._loading: dict[int, Future[Examples]] = {}  # by the number of the shard in the run
+        self.validation = put(validation, self._sharding)
         if self.shards.is_single:
             images = read_images(training.images, 0, self.shards.images)
-            self.spec = self._put(Examples(images, training.labels))
+            self.spec = put(Examples(images, training.labels), self._sharding)
             self.recalibration_images = self.spec.images
         else:
             self.spec = Examples(*map(self._shard_spec, training))
             step = max(1, self.shards.images // min(RECALIBRATION_IMAGES, self.shards.size))
             chosen = range(0, self.shards.images, step)
             images = [read_images(training.images, i, i + 1) for i in chosen]
-            self.recalibration_images = self._put(np.concatenate(images))
+            self.recalibration_images = put(np.concatenate(images), self._sharding)
 
     def epoch(self, epoch: int) -> Iterator[Examples]:
         """The shards of an epoch. Each is loaded while the one before it is used.
@@ -141,27 +140,22 @@ class DataLoader:
             epoch: its number, from 1 on. Epochs may come in any order, but only the next one is
                 loaded in advance.
         """
-        for shard in range(self.shards.count):
-            yield self._take(epoch, shard)
-
-    def _take(self, epoch: int, shard: int) -> Examples:
-        """A shard on the devices. The one after it is loaded in the background from now on."""
         if self.shards.is_single:
-            return self.spec
-        future = self._loading.pop((epoch, shard), None)
-        self._loading.clear()  # a shard that nobody has asked for
-        examples = (future or self._executor.submit(self._load, epoch, shard)).result()
-        next_shard = (epoch, shard + 1) if shard + 1 < self.shards.count else (epoch + 1, 0)
-        if next_shard[0] <= self._config.epochs:
-            self._loading[next_shard] = self._executor.submit(self._load, *next_shard)
-        return examples
+            yield self.spec
+            return
+        count = self.shards.count
+        for number in range((epoch - 1) * count, epoch * count):
+            future = self._loading.get(number) or self._executor.submit(self._load, number)
+            examples = future.result()
+            self._loading.clear()
+            if number + 1 < self._config.epochs * count:
+                self._loading[number + 1] = self._executor.submit(self._load, number + 1)
+            yield examples
 
-    def _load(self, epoch: int, shard: int) -> Examples:
-        slices = shard_slices(self.shards, self._config.seed, epoch, shard)
-        return jax.block_until_ready(self._put(read_shard(self._training, slices)))
-
-    def _put(self, tree: Any) -> Any:
-        return put(tree, self._sharding)
+    def _load(self, number: int) -> Examples:
+        epoch, shard = divmod(number, self.shards.count)
+        slices = shard_slices(self.shards, self._config.seed, epoch + 1, shard)
+        return jax.block_until_ready(put(read_shard(self._training, slices), self._sharding))
 
     def _shard_spec(self, array: np.ndarray) -> jax.ShapeDtypeStruct:
         shape = (self.shards.size, *array.shape[1:])

@@ -29,20 +29,11 @@ MNIST_SHA256 = (
 )
 """Of the four unpacked IDX files, so that gzipped files, plain files and npz are verified alike."""
 
+FASHION = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
+
 CLASS_NAMES: dict[str, tuple[str, ...]] = {
     "mnist": tuple(digits),
-    "fashion_mnist": (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    ),
+    "fashion_mnist": tuple(FASHION.split(", ")),
     "kmnist": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
     "emnist/byclass": tuple(digits + ascii_uppercase + ascii_lowercase),
     "emnist/bymerge": tuple(digits + ascii_uppercase + "abdefghnqrt"),
@@ -58,12 +49,12 @@ RECALIBRATION_IMAGES = 10_000
 """About how many training images, evenly spaced, batch statistics are recomputed on."""
 
 FALLBACK = """
-{line}
-{error}
+========================================================================
+{}
 
 MNIST IS NOT HERE. Going on with `digits` instead: 1,797 small digits of
 8 x 8 pixels that come with scikit-learn. Nothing below is about MNIST.
-{line}
+========================================================================
 """
 
 
@@ -104,20 +95,12 @@ class DataSpec(NamedTuple):
         return math.prod(self.image_shape)
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Whole batches in an epoch.
-
-        Raises:
-            InputError: there is not one.
-        """
+        """Whole batches in an epoch; an InputError if there is not one."""
         return whole_batches(self.train_images, batch_size)
 
 
 def whole_batches(train_images: int, batch_size: int) -> int:
-    """How many batches `train_images` fill.
-
-    Raises:
-        InputError: not one.
-    """
+    """How many batches `train_images` fill; an InputError if not one."""
     if batch_size > train_images:
         raise unusable("--batch-size", batch_size, f"at most the {train_images} training images")
     return train_images // batch_size
@@ -138,8 +121,7 @@ def load(name: str = "mnist", data_dir: Path | str | None = None) -> Dataset:
         try:
             return load("mnist", data_dir)
         except DataUnavailable as error:
-            warning = FALLBACK.format(line=72 * "=", error=textwrap.fill(str(error), 72))
-            print(warning, file=sys.stderr, flush=True)
+            print(FALLBACK.format(textwrap.fill(str(error), 72)), file=sys.stderr, flush=True)
             return load("digits")
     if name == "digits":
         return _validate(name, _embedded_digits())
@@ -151,7 +133,7 @@ def load(name: str = "mnist", data_dir: Path | str | None = None) -> Dataset:
         return _validate(name, files.read_data_dir(name, Path(folder).expanduser()))
     if name == "local":
         raise InputError(f"--dataset local needs --data-dir DIR, or {DATA_VARIABLE}, to read from")
-    return _read_cache(name) or _download(name)
+    return _cached_or_downloaded(name)
 
 
 def default_folder(name: str) -> str | None:
@@ -176,29 +158,24 @@ def _embedded_digits() -> Arrays:
     return images[:split], labels[:split], images[split:], labels[split:]
 
 
-def _cache_path(name: str) -> Path:
-    return download.cache_dir() / f"{name.replace('/', '-')}.npz"
+def _cached_or_downloaded(name: str) -> Dataset:
+    """The dataset `name` from the cache, or else downloaded and cached, as that is faster to read.
 
-
-def _read_cache(name: str) -> Dataset | None:
-    """The decoded dataset in the cache, unless it is missing or damaged."""
-    path = _cache_path(name)
-    try:
-        return _validate(name, files.read_npz(path)) if path.is_file() else None
-    except InputError as error:
-        print(f"{error}: downloading {name} again", file=sys.stderr)
-        return None
-
-
-def _download(name: str) -> Dataset:
-    """Downloads and decodes `name`, and caches the arrays, which are faster to read."""
+    Raises:
+        DataUnavailable: it cannot be downloaded.
+    """
+    path = download.cache_dir() / f"{name.replace('/', '-')}.npz"
+    if path.is_file():
+        try:
+            return _validate(name, files.read_npz(path))
+        except InputError as error:
+            print(f"{error}: downloading {name} again", file=sys.stderr)
     arrays = files.read_published(name, download.fetch(name))
     try:
-        with download.atomic_write(_cache_path(name)) as stream:
+        with download.atomic_write(path) as stream:
             np.savez(stream, **dict(zip(NPZ_KEYS, arrays, strict=True)))
     except OSError as error:
-        folder = download.cache_dir()
-        print(f"{name} could not be cached in {folder}: {error.strerror}", file=sys.stderr)
+        print(f"{name} could not be cached in {path}: {error.strerror}", file=sys.stderr)
     return _validate(name, arrays)
 
 
@@ -209,45 +186,40 @@ def _validate(name: str, arrays: Arrays) -> Dataset:
         InputError: they do not fit each other, or are not those of `name`.
     """
     x_train, y_train, x_test, y_test = arrays
-    _check_examples(f"{name}'s training", x_train, y_train, len(CLASS_NAMES.get(name, range(256))))
-    class_names = CLASS_NAMES.get(name) or tuple(map(str, range(int(y_train.max()) + 1)))
+    class_names = CLASS_NAMES.get(name) or tuple(map(str, range(256)))
+    _check_examples(f"{name}'s training", x_train, y_train, len(class_names))
+    if name not in CLASS_NAMES:
+        class_names = class_names[: int(y_train.max()) + 1]
     _check_examples(f"{name}'s test", x_test, y_test, len(class_names))
     if x_train.shape[1:] != x_test.shape[1:]:
         raise InputError(
             f"{name} has training images of {x_train.shape[1:]} pixels but test images of "
             f"{x_test.shape[1:]}; get the files from one source"
         )
-    train = Examples(x_train, y_train.astype(np.uint8))
-    test = Examples(x_test, y_test.astype(np.uint8))
+    train = Examples(x_train, np.asarray(y_train, np.uint8))
+    test = Examples(x_test, np.asarray(y_test, np.uint8))
     checksums = tuple(map(sha256_as_idx, (*train, *test)))
-    if name == "mnist":
-        for checksum, idx_name, expected in zip(checksums, IDX_NAMES, MNIST_SHA256, strict=True):
-            if checksum != expected:
-                raise InputError(
-                    f"{idx_name} is not MNIST's: its SHA-256 is {checksum}, expected {expected}; "
-                    "get the official file, or use your own data with --dataset local"
-                )
+    for checksum, idx_name, expected in zip(checksums, IDX_NAMES, MNIST_SHA256, strict=True):
+        if name == "mnist" and checksum != expected:
+            raise InputError(
+                f"{idx_name} is not MNIST's: its SHA-256 is {checksum}, expected {expected}; "
+                "get the official file, or use your own data with --dataset local"
+            )
     return Dataset(name, train, test, class_names, checksums)
 
 
 def _check_examples(part: str, images: np.ndarray, labels: np.ndarray, classes: int) -> None:
-    if images.ndim != 3 or images.dtype != np.uint8 or labels.ndim != 1:
+    is_uint8 = images.ndim == 3 and images.dtype == np.uint8
+    if not is_uint8 or images.size == 0 or labels.shape != images.shape[:1]:
         raise InputError(
             f"{part} images are {images.dtype} {images.shape}, its labels {labels.shape}; "
-            "expected uint8 (n, height, width) and (n,)"
+            "expected uint8 (n, height, width) and (n,): get the files from one source"
         )
-    if len(images) != len(labels) or images.size == 0:
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
+        values = np.unique(labels)
         raise InputError(
-            f"{part} data have {len(images)} images and {len(labels)} labels; expected as many of "
-            "both, and at least one: get the files from one source"
-        )
-    expected = f"expected whole numbers from 0 to {classes - 1}"
-    if labels.dtype.kind not in "iu":
-        raise InputError(f"{part} labels are {labels.dtype}; {expected}")
-    if labels.min() < 0 or labels.max() >= classes:
-        raise InputError(
-            f"{part} labels run from {labels.min()} to {labels.max()}; {expected}: "
-            "the file is damaged or another dataset's"
+            f"{part} labels are {labels.dtype} from {values[0]} to {values[-1]}; expected whole "
+            f"numbers from 0 to {classes - 1}: the file is damaged or another dataset's"
         )
 
 

@@ -1,12 +1,12 @@
 """The mesh of devices, and where networks, batches and data are placed on it."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
 import numpy as np
+import psutil
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
@@ -54,10 +54,10 @@ def mesh_shape(
     """
     if requested is None:
         return _largest_shape(networks, batch_size, padded)
-    count, several_processes = jax.device_count(), jax.process_count() > 1
+    count = jax.device_count()
     across, within = requested
     problem = None
-    if several_processes and across * within != count:
+    if jax.process_count() > 1 and across * within != count:
         problem = f"all {count} devices of these processes"
     elif across * within > count:
         problem = f"at most the {count} device{'s' if count > 1 else ''} here"
@@ -91,14 +91,9 @@ def mesh_name(shape: MeshShape) -> str:
     return f"{shape[0]}x{shape[1]}"
 
 
-@contextmanager
-def use_mesh(shape: MeshShape) -> Iterator[None]:
+def use_mesh(shape: MeshShape) -> AbstractContextManager[Any]:
     """Makes the functions of `population` compute on a mesh of `shape`; one device needs none."""
-    if shape == (1, 1):
-        yield
-        return
-    with jax.set_mesh(_make_mesh(shape)):
-        yield
+    return nullcontext() if shape == (1, 1) else jax.set_mesh(_make_mesh(shape))
 
 
 def _make_mesh(shape: MeshShape) -> Mesh:
@@ -106,44 +101,23 @@ def _make_mesh(shape: MeshShape) -> Mesh:
     return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * 2)
 
 
-def shard(tree: PyTree) -> PyTree:
-    """`tree`, whose leaves have a leading axis of networks, with each part on its device."""
-    return put(tree, _network_sharding())
+def sharding(*axes: str) -> NamedSharding | None:
+    """Leading array axes are sharded over these mesh axes, the others copied; None without a mesh.
 
-
-def sharded_shapes(tree: PyTree) -> PyTree:
-    """The shapes of `tree`, as those of the arrays that `shard` returns."""
-    sharding = _network_sharding()
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-    )
-
-
-def replicate(tree: PyTree) -> PyTree:
-    """`tree` on every device."""
-    return put(tree, replicated_sharding())
-
-
-def replicated_sharding() -> NamedSharding | None:
-    """The sharding of what `replicate` returns; None without a mesh."""
-    return _sharding(jax.P())
-
-
-def _network_sharding() -> NamedSharding | None:
-    # Compiled programs drop the name of an axis of length 1.
-    across = jax.sharding.get_abstract_mesh().shape.get("networks", 1)
-    return _sharding(jax.P("networks") if across > 1 else jax.P())
-
-
-def _sharding(spec: jax.P) -> NamedSharding | None:
+    It belongs to the mesh that `use_mesh` has set in this thread.
+    """
     sizes = jax.sharding.get_abstract_mesh().shape
-    return NamedSharding(_make_mesh((sizes["networks"], sizes["images"])), spec) if sizes else None
+    if not sizes:
+        return None
+    # Compiled programs drop the name of an axis of length 1.
+    spec = jax.P(*(axis for axis in axes if sizes[axis] > 1))
+    return NamedSharding(_make_mesh((sizes["networks"], sizes["images"])), spec)
 
 
 def put(tree: PyTree, sharding: NamedSharding | None) -> PyTree:
-    """`tree` with that sharding; None is the only device."""
+    """`tree`, which all processes have, on the devices; without a sharding, on the only one."""
     if sharding is None or jax.process_count() == 1:
-        return jax.device_put(tree, sharding) if jax.tree.leaves(tree) else tree
+        return jax.device_put(tree, sharding)
 
     def put_leaf(leaf: Any) -> jax.Array:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -154,17 +128,31 @@ def put(tree: PyTree, sharding: NamedSharding | None) -> PyTree:
     return jax.tree.map(put_leaf, tree)
 
 
+def shard(tree: PyTree) -> PyTree:
+    """`tree`, whose leaves have a leading axis of networks, with each part on its device."""
+    return put(tree, sharding("networks"))
+
+
+def sharded_shapes(tree: PyTree) -> PyTree:
+    """The shapes of `tree`, as those of the arrays that `shard` returns."""
+    networks = sharding("networks")
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=networks), tree
+    )
+
+
+def replicate(tree: PyTree) -> PyTree:
+    """`tree` on every device."""
+    return put(tree, sharding())
+
+
 def gather_to_host(tree: PyTree) -> PyTree:
     """`tree` as NumPy arrays of its own memory, complete in every process."""
-    if jax.process_count() > 1:
-        return multihost_utils.process_allgather(tree, tiled=True)
-    return jax.tree.map(np.array, jax.device_get(tree))
+    return jax.tree.map(np.array, multihost_utils.process_allgather(tree, tiled=True))
 
 
 def free_bytes() -> int:
     """The memory on each device that networks may take."""
-    import psutil  # a hundredth of a second
-
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(USABLE_MEMORY * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))

@@ -2,7 +2,7 @@
 
 `jax.distributed` joins them. The primary process alone writes and reports; the others learn from it
 where the run begins. Everything else all of them compute alike. When one dies, the others end with
-exit code 1, and what is on the disk is complete.
+an exit code that is not 0, and what is on the disk is complete.
 """
 
 import json
@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,88 +35,78 @@ JOIN_SECONDS = 120
 HEARTBEAT_SECONDS = 20
 """After how long without a sign of life a process counts as dead."""
 
-PEER_DIED = "another process of this run died, so this one ends; --resume continues the run"
-PEER_ERRORS = ("gloo", "nccl", "coordination", "distributed service", "barrier")
-"""Words in JAX's error messages when another process has died."""
-
 
 @contextmanager
-def join(
-    coordinator: str, processes: int = 0, process: int = 0, join_seconds: int = JOIN_SECONDS
-) -> Iterator[None]:
+def join(coordinator: str, processes: int = 0, process: int = 0) -> Iterator[None]:
     """Joins the processes of a run, and leaves together with them.
 
     Inside, only the primary process prints. An error ends this process at once, and then the
-    others, which find it gone. If a process never starts or dies, JAX may abort the others itself;
-    their exit code is not 0 either.
+    others, which find it gone.
 
     Args:
         coordinator: HOST:PORT of the primary process, or `AUTO`.
         processes: how many there are, unless `AUTO`.
         process: the number of this one, from 0, unless `AUTO`.
-        join_seconds: how long to wait for the others.
 
     Raises:
         InputError: the address or the numbers cannot be used, or no cluster is found.
     """
-    _initialize(coordinator, processes, process, join_seconds)
-    name = f"process {jax.process_index()}"
-    _silence_others()
-    save_error: SaveError | None = None
+    _initialize(coordinator, processes, process)
+    failure = None
     try:
         if jax.device_count() != jax.process_count() * jax.local_device_count():
             raise InputError("all processes need the same number of devices")
         max_over_processes(0)  # connects them now, before one of them is busy loading data
         try:
             yield
-        except SaveError as error:
-            save_error = error
-        except Interrupted:  # in all of them
-            jax.distributed.shutdown()
-            raise
-        (failed,) = max_over_processes(save_error is not None)
-        if failed and save_error is None:
-            save_error = SaveError("the primary process could not save the run")
+        except (Interrupted, SaveError) as error:  # which leave the processes together
+            failure = error
+        (failed,) = max_over_processes(failure is not None)
         jax.distributed.shutdown()
-    except Interrupted:
-        raise
-    except (InputError, OSError) as error:
-        _exit(f"{name}: {error}", 2)
     except BaseException as error:
-        message = " ".join(str(error).split())
-        if any(word in message.lower() for word in PEER_ERRORS):
-            _exit(f"{name}: {PEER_DIED} ({message[:200]})", 1)
-        traceback.print_exc(file=sys.__stderr__)
-        _exit(f"{name}: {error!r}", 1)
-    if save_error:
-        raise save_error
+        is_known = isinstance(error, (InputError, OSError))
+        if not is_known:
+            traceback.print_exc(file=sys.__stderr__)
+        message = error if is_known else repr(error)
+        print(f"mnist-jax: process {jax.process_index()}: {message}", file=sys.__stderr__)
+        sys.stdout.flush()
+        os._exit(2 if is_known else 1)  # a normal exit waits minutes for processes that have died
+    if failed:
+        raise failure or SaveError("the primary process could not save the run")
 
 
-def _initialize(coordinator: str, processes: int, process: int, join_seconds: int) -> None:
-    if coordinator == AUTO and (processes or process):
-        raise InputError(f"--coordinator {AUTO} finds --processes and --process by itself")
-    arguments = {} if coordinator == AUTO else _arguments(coordinator, processes, process)
+def _initialize(coordinator: str, processes: int, process: int) -> None:
+    """Joins the processes. Then only the primary one prints, and no library to its output."""
+    arguments = _arguments(coordinator, processes, process)
     say("waiting for the other processes")
     try:
         jax.distributed.initialize(
             **arguments,
-            initialization_timeout=join_seconds,
+            initialization_timeout=JOIN_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except Exception as error:  # many kinds, of JAX and of the clusters that it asks
-        reason = " ".join(str(error).split())
-        if "should be defined" in reason:
-            reason = "there is no SLURM step, Open MPI, Kubernetes job or TPU pod"
         raise InputError(
-            f"--coordinator {coordinator} cannot be used: {reason}; give --coordinator HOST:PORT, "
-            "--processes N and --process K"
+            f"--coordinator {coordinator} cannot be used: {' '.join(str(error).split())}; outside "
+            "SLURM, Open MPI, Kubernetes and TPU pods give --coordinator HOST:PORT, --processes N "
+            "and --process K"
         ) from None
     if threading.current_thread() is threading.main_thread():  # JAX has replaced the handler
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    devnull = Path(os.devnull).open("w")  # noqa: SIM115  it stays open
+    if is_primary():
+        sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
+    else:
+        sys.stdout = sys.stderr = devnull
+    os.dup2(devnull.fileno(), 1)  # gloo prints a line for each connection
 
 
 def _arguments(coordinator: str, processes: int, process: int) -> dict[str, Any]:
     """The arguments of `jax.distributed.initialize`, checked."""
+    if coordinator == AUTO:
+        if processes or process:
+            raise InputError(f"--coordinator {AUTO} finds --processes and --process by itself")
+        return {}
     host, _, port = coordinator.rpartition(":")
     if not (host and port.isdecimal() and 0 < int(port) < 2**16):
         raise unusable("--coordinator", coordinator, f"HOST:PORT of the first process, or {AUTO}")
@@ -139,23 +129,6 @@ def _arguments(coordinator: str, processes: int, process: int) -> dict[str, Any]
     }
 
 
-def _silence_others() -> None:
-    """Lets only the primary process print, and no library write to its standard output."""
-    devnull = Path(os.devnull).open("w")  # noqa: SIM115  it stays open
-    if is_primary():
-        sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
-    else:
-        sys.stdout = sys.stderr = devnull
-    os.dup2(devnull.fileno(), 1)  # gloo prints a line for each connection
-
-
-def _exit(message: str, code: int) -> NoReturn:
-    """Ends the process at once: a normal exit waits minutes for processes that have died."""
-    sys.stdout.flush()
-    os.write(2, f"mnist-jax: {message}\n".encode())
-    os._exit(code)
-
-
 def is_primary() -> bool:
     """Whether this is the process that writes and reports."""
     return jax.process_index() == 0
@@ -163,8 +136,6 @@ def is_primary() -> bool:
 
 def all_gather(*numbers: int) -> list[tuple[int, ...]]:
     """The `numbers` of every process, by process."""
-    if jax.process_count() == 1:
-        return [numbers]
     halves = np.array(numbers, np.int64).view(np.int32)  # JAX has no int64 by default
     rows = np.ascontiguousarray(multihost_utils.process_allgather(halves)).view(np.int64)
     return [tuple(row) for row in rows.tolist()]
@@ -177,27 +148,20 @@ def max_over_processes(*numbers: int) -> list[int]:
 
 def broadcast_from_primary(value: Callable[[], Any]) -> Any:
     """What `value()` returns in the primary process, which JSON must be able to hold."""
-    if jax.process_count() == 1:
-        return value()
-    message = np.frombuffer(json.dumps(value()).encode() if is_primary() else b"", np.uint8)
-    (size, *_) = max_over_processes(len(message))
-    message = message if is_primary() else np.zeros(size, np.uint8)
+    content = json.dumps(value()).encode() if is_primary() else b""
+    (size,) = max_over_processes(len(content))
+    message = np.resize(np.frombuffer(content, np.uint8), size)  # zeros in the other processes
     return json.loads(multihost_utils.broadcast_one_to_all(message).tobytes())
 
 
 def arrays_from_primary(arrays: Callable[[], PyTree], shapes: PyTree) -> PyTree:
     """What `arrays()` returns in the primary process, which has these shapes."""
-    if jax.process_count() == 1:
-        return arrays()
-    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    own = arrays() if is_primary() else empty
-    return multihost_utils.broadcast_one_to_all(jax.tree.map(np.asarray, own))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    return multihost_utils.broadcast_one_to_all(arrays() if is_primary() else zeros)
 
 
 def require_same(values: Json) -> None:
     """Raises InputError unless all processes have the same values."""
-    if jax.process_count() == 1:
-        return
     primary, own = broadcast_from_primary(lambda: values), json.loads(json.dumps(values))
     if differing := [name for name in own if primary.get(name) != own[name]]:
         raise InputError(

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import http.server
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -127,12 +126,11 @@ def left_over():
 
 
 def load_fails(match):
-    """Loads MNIST, which must fail in one line and leave no file. Returns the message."""
+    """Loads MNIST, which must fail in one line and leave no file."""
     with pytest.raises(data.DataUnavailable, match=match) as caught:
         data.load("mnist")
     assert "\n" not in str(caught.value)
     assert not left_over()
-    return str(caught.value)
 
 
 # Downloads that succeed
@@ -153,14 +151,14 @@ def test_a_damaged_download_is_rejected_and_not_cached(server):
     file = server.folder / f"{IDX_NAMES[1]}.gz"
     content = file.read_bytes()
     file.write_bytes(content[:-1] + b"x")
-    load_fails(match=f"{IDX_NAMES[1]}.gz arrived damaged, try again")
+    load_fails(match=f"{IDX_NAMES[1]}.gz arrived damaged, or is another file; try again")
     file.write_bytes(content)
     assert_tiny(data.load("mnist"))
 
 
 def test_a_damaged_cache_is_downloaded_again(server, capsys):
     data.load("mnist")
-    file = registry._cache_path("mnist")
+    file = download.cache_dir() / "mnist.npz"
     content = bytearray(file.read_bytes())
     content[400] ^= 1
     file.write_bytes(bytes(content))
@@ -176,7 +174,7 @@ def test_a_file_from_an_earlier_download_is_verified_again(server, damage):
     if damage == "folder":
         second.unlink()
         second.mkdir()
-        load_fails(match="cannot be saved in")
+        load_fails(match="could not be downloaded .* directory")
         return
     wrong = {"half": content[:9], "flipped bit": content[:-1] + b"x", "longer": content + b"x"}
     second.write_bytes(wrong[damage])
@@ -186,19 +184,17 @@ def test_a_file_from_an_earlier_download_is_verified_again(server, damage):
 
 
 def test_a_dataset_that_cannot_be_cached_is_still_loaded(server, capsys):
-    registry._cache_path("mnist").mkdir(parents=True)
+    (download.cache_dir() / "mnist.npz").mkdir(parents=True)
     assert_tiny(data.load("mnist"))
     assert "mnist could not be cached in" in capsys.readouterr().err
     assert not left_over()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="stands in for a full disk")
-def test_a_full_disk_is_reported(server, monkeypatch, tmp_path):
-    def mkstemp(*_, **__):
-        return os.open("/dev/full", os.O_WRONLY), str(tmp_path / "none")
-
-    monkeypatch.setattr(download.tempfile, "mkstemp", mkstemp)
-    load_fails(match=rf"cannot be saved in .* \({os.strerror(errno.ENOSPC)}\); make room there")
+def test_a_full_disk_is_reported(server, monkeypatch):
+    with Path("/dev/full").open("wb", 0) as full:
+        monkeypatch.setattr(download, "atomic_write", lambda _: full)
+        load_fails(match=rf"{os.strerror(errno.ENOSPC)}\); check the network and the room in")
 
 
 def test_emnist_is_read_from_its_archive(server):
@@ -258,7 +254,7 @@ def test_a_cached_load_imports_nothing_heavy():
 
 def test_a_file_that_is_missing_on_the_server_is_reported(server):
     (server.folder / f"{IDX_NAMES[2]}.gz").unlink()
-    load_fails(match=r"mnist could not be downloaded \(127.0.0.1: 404 .*connect to the network, or")
+    load_fails(match=r"mnist could not be downloaded \(127.0.0.1: 404 .*check the network")
 
 
 def test_a_connection_that_drops_is_reported(server):
@@ -274,9 +270,7 @@ def test_a_connection_that_stalls_times_out(server, monkeypatch):
 
 def test_a_download_that_is_too_long_is_stopped(server):
     server.how = "endless"
-    message = load_fails(match="arrived damaged")
-    received, expected = re.findall(r"([\d,]+) (?:bytes )?with", message)
-    assert int(received.replace(",", "")) <= int(expected.replace(",", "")) + 2**16
+    load_fails(match="arrived damaged")
     assert server.sent < 5 * 10**7
 
 
@@ -302,7 +296,7 @@ def test_a_process_does_not_wait_for_a_name_lookup_when_it_exits():
     )
     run = [sys.executable, "-c", code]
     done = subprocess.run(run, capture_output=True, text=True, timeout=100)
-    assert "storage.googleapis.com: no answer within" in done.stderr
+    assert "storage.googleapis.com: no answer" in done.stderr
 
 
 # Downloads that are interrupted
@@ -330,26 +324,19 @@ def test_an_interrupted_decoding_leaves_nothing(server, monkeypatch):
     monkeypatch.setattr(np, "savez", interrupted)
     with pytest.raises(KeyboardInterrupt):
         data.load("mnist")
-    assert not registry._cache_path("mnist").exists()
+    assert not (download.cache_dir() / "mnist.npz").exists()
     assert not left_over()
 
 
 def test_nothing_of_a_killed_download_is_trusted(server):
-    """Its file is deleted, but only after a day: the process might still run."""
     server.how = "stall"
     killed = downloading()
     while not left_over():
         assert killed.poll() is None
     killed.kill()
     killed.wait()
-    (part,) = left_over()
     server.how = None
     assert_tiny(data.load("mnist"))
-    assert left_over() == [part]
-    os.utime(part, times=(0, 0))
-    (download.cache_dir() / "downloads" / "mnist" / f"{IDX_NAMES[0]}.gz").unlink()
-    download.fetch("mnist")
-    assert not left_over()
 
 
 def test_two_downloads_at_once_both_succeed(server):

@@ -22,12 +22,16 @@ from tests.conftest import idx_bytes, tiny_arrays
 # The parser
 
 
+def parse(content):
+    return parse_idx(np.frombuffer(content, np.uint8))
+
+
 @given(
     hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=1, max_side=50))
     | hnp.arrays(np.uint8, hnp.array_shapes(min_dims=3, max_dims=3, max_side=9))
 )
 def test_an_idx_file_is_parsed_to_the_array_in_it(array):
-    parsed = parse_idx(idx_bytes(array))
+    parsed = parse(idx_bytes(array))
     assert parsed.dtype == np.uint8
     np.testing.assert_array_equal(parsed, array)
 
@@ -35,7 +39,7 @@ def test_an_idx_file_is_parsed_to_the_array_in_it(array):
 @given(st.binary(max_size=200))
 def test_any_bytes_are_parsed_or_rejected_in_one_line(content):
     try:
-        array = parse_idx(content)
+        array = parse(content)
     except InputError as error:
         assert len(str(error).splitlines()) == 1  # noqa: PT017
     else:
@@ -48,13 +52,13 @@ def test_a_changed_header_is_rejected(place, change):
     content = bytearray(idx_bytes(array))
     content[place] = (content[place] + change) % 256
     with pytest.raises(InputError):
-        parse_idx(bytes(content))
+        parse(content)
 
 
 def test_a_header_that_declares_terabytes_is_rejected():
     content = b"\x00\x00\x08\x03" + 3 * b"\xff\xff\xff\xff" + b"few"
     with pytest.raises(InputError, match="4294967295 x 4294967295 x 4294967295"):
-        parse_idx(content)
+        parse(content)
 
 
 # Folders
@@ -161,7 +165,7 @@ def break_file(folder, how):
         return "is not an IDX file"
     if how == "fewer labels":
         labels.write_bytes(gzip.compress(idx_bytes(y_train[:-1])))
-        return "training data have 40 images and 39 labels"
+        return "training images are uint8 (40, 3, 2), its labels (39,)"
     if how == "labels for images":
         images.write_bytes(gzip.compress(idx_bytes(y_train)))
         return "expected uint8 (n, height, width)"
@@ -169,10 +173,10 @@ def break_file(folder, how):
         write_idx(folder, (x_test[:0], y_train[:0] + 7), names=IDX_NAMES[2:])
         (folder / f"{IDX_NAMES[2]}.gz").write_bytes(gzip.compress(idx_bytes(x_test[:1])))
         (folder / f"{IDX_NAMES[3]}.gz").write_bytes(gzip.compress(idx_bytes(y_train[:1] + 7)))
-        return "labels run from 7 to 7; expected whole numbers from 0 to 2"
+        return "labels are uint8 from 7 to 7; expected whole numbers from 0 to 2"
     if how == "no images":
         write_idx(folder, (x_test[:0], y_train[:0]), names=IDX_NAMES[:2])
-        return "training data have 0 images"
+        return "training images are uint8 (0, 3, 2)"
     if how == "other size":
         (folder / f"{IDX_NAMES[2]}.gz").write_bytes(gzip.compress(idx_bytes(x_test[:, :2])))
         return "test images of (2, 2)"
@@ -218,7 +222,7 @@ def test_files_that_are_not_mnist_are_rejected_as_mnist(tmp_path, mnist):
 def test_a_label_out_of_range_is_reported_before_the_checksum(tmp_path):
     x_train, y_train, x_test, y_test = tiny_arrays()
     write_idx(tmp_path, (x_train, y_train + 9, x_test, y_test))
-    with pytest.raises(InputError, match=r"labels run from 9 to 11; expected .* 0 to 9"):
+    with pytest.raises(InputError, match=r"labels are uint8 from 9 to 11; expected .* 0 to 9"):
         data.load("mnist", tmp_path)
 
 
@@ -227,26 +231,23 @@ def test_fashion_mnist_is_not_mistaken_for_mnist(mnist_dir):
         data.load("fashion_mnist", mnist_dir)
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_reading_a_file_stops_at_the_limit(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(files, "MAX_DATASET_BYTES", 10**6)
-    arrays = (np.zeros((100, 1000, 1000), np.uint8), *tiny_arrays()[1:])
-    write_idx(tmp_path, arrays, suffix)
+def test_no_more_than_the_limit_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_UNPACKED_BYTES", 10**6)
+    write_idx(tmp_path, (np.zeros((100, 1000, 1000), np.uint8), *tiny_arrays()[1:]))
     tracemalloc.start()
-    with pytest.raises(InputError, match=r"is too large: .* at most 1000000 bytes"):
+    with pytest.raises(InputError, match="unpacks to more than 1000000 bytes"):
         data.load("local", tmp_path)
     assert tracemalloc.get_traced_memory()[1] < 5 * 10**6
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_the_limit_is_for_all_four_files_together(tmp_path, monkeypatch, suffix):
-    sizes = [len(idx_bytes(array)) for array in tiny_arrays()]
-    write_idx(tmp_path, tiny_arrays(), suffix)
-    monkeypatch.setattr(files, "MAX_DATASET_BYTES", sum(sizes))
+def test_a_file_of_the_size_of_the_limit_is_read(tmp_path, monkeypatch):
+    write_idx(tmp_path, tiny_arrays())
+    size = len(idx_bytes(tiny_arrays()[0]))
+    monkeypatch.setattr(files, "MAX_UNPACKED_BYTES", size)
     assert data.load("local", tmp_path).name == "local"
-    monkeypatch.setattr(files, "MAX_DATASET_BYTES", sum(sizes) - 1)
-    with pytest.raises(InputError, match=r"t10k-labels-idx1-ubyte.* is too large"):
+    monkeypatch.setattr(files, "MAX_UNPACKED_BYTES", size - 1)
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte.gz .* unpacks to more than"):
         data.load("local", tmp_path)
 
 
@@ -268,7 +269,9 @@ def test_an_impossible_path_is_reported_in_one_line(place):
         data.load("local", place)
 
 
-@pytest.mark.parametrize("content", ["pickle", "text", "missing key", "truncated"])
+@pytest.mark.parametrize(
+    "content", ["pickle", "text", "npy", "missing key", "not npy", "truncated", "encrypted"]
+)
 def test_a_bad_npz_file_is_rejected(tmp_path, content):
     file = tmp_path / "mnist.npz"
     arrays = dict(zip(NPZ_KEYS, tiny_arrays(), strict=True))
@@ -279,9 +282,19 @@ def test_a_bad_npz_file_is_rejected(tmp_path, content):
     np.savez(file, **arrays)
     if content == "text":
         file.write_text("hello")
+    if content == "npy":
+        with file.open("wb") as stream:
+            np.save(stream, arrays["x_train"])
+    if content == "not npy":
+        with zipfile.ZipFile(file, "w") as archive:
+            for key in NPZ_KEYS:
+                archive.writestr(key, "hello")
+    if content == "encrypted":
+        declare(file, 6, 1, 2)
     if content == "truncated":
         file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"mnist.npz is not an npz file"):
+    expected = "images are .S5" if content == "not npy" else "mnist.npz is not an npz file"
+    with pytest.raises(InputError, match=expected):
         data.load("local", tmp_path)
 
 
@@ -291,16 +304,13 @@ def npy(header: str, content: bytes = b"") -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(packed)) + packed + content
 
 
-def write_archive(file, first=None, **options):
-    """Writes an npz file. It also gets the npy file `first`, under the name of its first array."""
+def write_archive(file, **options):
+    """Writes an npz file."""
     with zipfile.ZipFile(file, "w", **options) as archive:
         for key, array in zip(NPZ_KEYS, tiny_arrays(), strict=True):
             stream = io.BytesIO()
             np.save(stream, array)
             archive.writestr(f"{key}.npy", stream.getvalue())
-        if first is not None:
-            with pytest.warns(UserWarning, match="Duplicate name"):
-                archive.writestr("x_train.npy", first)
 
 
 def declare(file, place, value, width):
@@ -356,27 +366,8 @@ def test_no_more_of_an_archive_is_unpacked_than_it_declares(tmp_path):
 def test_an_archive_that_declares_too_much_is_not_unpacked(tmp_path, monkeypatch):
     file = tmp_path / "mnist.npz"
     write_archive(file, compression=zipfile.ZIP_DEFLATED)
-    monkeypatch.setattr(files, "MAX_DATASET_BYTES", 800)  # less than all, more than any
-    with pytest.raises(InputError, match=r"npz is too large: .* at most 800 bytes"):
-        data.load("local", file)
-
-
-@pytest.mark.parametrize("how", ["bzip2", "lzma", "twice", "encrypted", "long"])
-def test_an_archive_whose_size_is_not_bounded_is_rejected(tmp_path, how):
-    file = tmp_path / "mnist.npz"
-    write_archive(file)
-    assert data.load("local", file).name == "local"
-    if how in ("bzip2", "lzma"):
-        write_archive(file, compression=getattr(zipfile, f"ZIP_{how.upper()}"))
-    if how == "twice":
-        write_archive(file, npy("{'descr': '|u1', 'fortran_order': False, 'shape': (0,)}"))
-    if how == "encrypted":
-        declare(file, 6, 1, 2)
-    if how == "long":
-        with zipfile.ZipFile(file, "a") as archive:
-            for number in range(2000):
-                archive.writestr(f"{number}", b"")
-    with pytest.raises(InputError, match="is not an npz file"):
+    monkeypatch.setattr(files, "MAX_UNPACKED_BYTES", 800)  # less than all, more than any
+    with pytest.raises(InputError, match=r"is not an npz file .* with at most 800 bytes"):
         data.load("local", file)
 
 
@@ -519,9 +510,10 @@ def test_a_mapped_file_that_is_gone_or_shorter_is_reported(image_file, problem):
         os.truncate(path, 50)
     else:
         path.unlink()
-    expected = "has become shorter" if problem == "shorter" else "cannot be read"
-    with pytest.raises(InputError, match=f"{path} {expected}"):
+    expected = "has become shorter" if problem == "shorter" else "No such file"
+    with pytest.raises((InputError, OSError), match=expected) as caught:
         files.read_images(images, 2, 7)
+    assert str(path) in str(caught.value)
 
 
 @pytest.fixture

@@ -252,7 +252,7 @@ def test_a_shard_that_cannot_be_read_is_reported(tmp_path, digits):
     data_loader = DataLoader(SHARDED, Examples(images, digits.train.labels))
     assert_shard(next(data_loader.epoch(2)), digits, 2, 0)
     path.unlink()
-    with pytest.raises(InputError, match="images cannot be read"):
+    with pytest.raises(FileNotFoundError, match="images"):
         next(data_loader.epoch(1))
 
 

@@ -188,7 +188,8 @@ import numpy as np
 from mnist_jax.errors import SaveError
 from mnist_jax.parallel import multihost
 number, failing = int(sys.argv[2]), sys.argv[4]
-with multihost.join(f"127.0.0.1:{sys.argv[1]}", 2, number, int(sys.argv[3])):
+multihost.JOIN_SECONDS = int(sys.argv[3])
+with multihost.join(f"127.0.0.1:{sys.argv[1]}", 2, number):
     assert multihost.is_primary() == (number == 0)
     assert multihost.all_gather(number, 2**40) == [(0, 2**40), (1, 2**40)]
     assert multihost.max_over_processes(number, 3 - number) == [1, 3]
