@@ -1,73 +1,20 @@
 """The command line: one function a command, whose parameters are its options."""
 
-import contextlib
-import dataclasses
 import importlib
-import os
 import threading
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Literal
 
+import numpy as np
 import tyro
 
+from mnist_jax import data, options
 from mnist_jax.config import Config, SaveOptions, validate
-from mnist_jax.errors import InputError, in_notebook, unusable
+from mnist_jax.errors import InputError, unusable
+from mnist_jax.runs import rundir
 from mnist_jax.sweep.space import SearchSpace, parse_space
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-STARTED = None if in_notebook() else time.perf_counter() - time.process_time()
-"""When the process started, judged by what it has computed so far."""
-
-MAX_CACHE_BYTES = 2**26
-"""Of compiled programs; JAX removes the ones that were not used for longest."""
-
-RunFolder = Annotated[
-    tyro.conf.Positional[Path],
-    tyro.conf.arg(metavar="RUN", help="A run folder that train made."),
-]
-Photos = Annotated[
-    tyro.conf.Positional[tuple[Path, ...]],
-    tyro.conf.arg(metavar="IMAGE...", help="Pictures of one digit each."),
-]
-DataDir = Annotated[Path | None, tyro.conf.arg(help="Where the data are now, if they have moved.")]
-Mesh = Annotated[
-    str | None,
-    tyro.conf.arg(help="How many devices to shard networks and batches over, such as 4x2."),
-]
-CompilationCache = Annotated[
-    bool, tyro.conf.arg(help="Keep compiled programs, to start faster the next time.")
-]
-
-
-@dataclasses.dataclass(frozen=True)
-class Processes:
-    """How several processes join to train as one run."""
-
-    coordinator: str | None = None
-    """HOST:PORT of the first of several processes that train together, each on its own devices;
-    auto in a step of SLURM, Open MPI, Kubernetes or a TPU pod."""
-
-    processes: int = 0
-    """How many processes --coordinator joins."""
-
-    process: int = 0
-    """The number of this process, from 0."""
-
-    def join(self) -> contextlib.AbstractContextManager[None]:
-        """Joins the other processes, if there are any."""
-        if self.coordinator is None:
-            if self.processes or self.process:
-                raise InputError("--processes and --process need --coordinator HOST:PORT")
-            return contextlib.nullcontext()
-        from mnist_jax.parallel.multihost import join
-
-        return join(self.coordinator, self.processes, self.process)
-
-
-NO_PROCESSES, SAVE_OPTIONS = Processes(), SaveOptions()
+NO_PROCESSES, SAVE_OPTIONS = options.Processes(), SaveOptions()
 
 
 def train(
@@ -77,9 +24,9 @@ def train(
     resume: bool = False,
     tensorboard: bool = False,
     save_options: tyro.conf.OmitArgPrefixes[SaveOptions] = SAVE_OPTIONS,
-    mesh: Mesh = None,
-    processes: tyro.conf.OmitArgPrefixes[Processes] = NO_PROCESSES,
-    compilation_cache: CompilationCache = True,
+    mesh: options.Mesh = None,
+    processes: tyro.conf.OmitArgPrefixes[options.Processes] = NO_PROCESSES,
+    compilation_cache: options.CompilationCache = True,
 ) -> None:
     """Train networks, count their test errors, and save it all in a run folder.
 
@@ -88,12 +35,9 @@ def train(
         resume: Continue the run in --out, or start it, or say that it is finished.
         tensorboard: Also write event files for TensorBoard, to RUN/tensorboard.
     """
-    keep_compiled_programs(compilation_cache and not processes.coordinator)
+    options.keep_compiled_programs(compilation_cache and not processes.coordinator)
     validate(config)
     with processes.join():
-        from mnist_jax import data
-        from mnist_jax.runs import rundir
-
         if out and processes.coordinator is None:  # else fit asks the first process
             rundir.require_free(out, resume)
         # Importing JAX keeps one core busy for half a second. Another one reads the data meanwhile.
@@ -117,15 +61,13 @@ def train(
             save_options=save_options,
             resume=resume,
             mesh=parse_mesh_shape(mesh),
-            started=STARTED,
+            started=options.STARTED,
         )
         if is_primary():
             summary = rundir.read_summary(run.path)
-            print(summary_line(summary))
-            print(f"{summary['seconds']['total']:.1f} s in all; saved in {run.path}")
-            print(
-                f"look at {run.path / 'figures'}, then try: mnist-jax predict {run.path} IMAGE.png"
-            )
+            seconds = summary["seconds"]["total"]
+            print(f"{summary_line(summary)}\n{seconds:.1f} s in all; saved in {run.path}")
+            print(f"look at {run.path}/figures, then try: mnist-jax predict {run.path} IMAGE.png")
 
 
 def _import_fit() -> None:
@@ -147,9 +89,9 @@ def sweep(
     halving: bool = False,
     out: Path | None = None,
     resume: bool = False,
-    mesh: Mesh = None,
-    processes: tyro.conf.OmitArgPrefixes[Processes] = NO_PROCESSES,
-    compilation_cache: CompilationCache = True,
+    mesh: options.Mesh = None,
+    processes: tyro.conf.OmitArgPrefixes[options.Processes] = NO_PROCESSES,
+    compilation_cache: options.CompilationCache = True,
 ) -> None:
     """Train networks of many configurations, and find which does best on held-out images.
 
@@ -168,13 +110,12 @@ def sweep(
         out: The folder of the sweep; by default a new one under runs/.
         resume: Continue the sweep in --out, or start it, or say that it is finished.
     """
-    keep_compiled_programs(compilation_cache and not processes.coordinator)
+    options.keep_compiled_programs(compilation_cache and not processes.coordinator)
     shared = Config(dataset, data_dir, validation_images, seed=seed, seeds=seeds)
     config, values = parse_space(shared, space)
     with processes.join():
         from mnist_jax.parallel.mesh import parse_mesh_shape
         from mnist_jax.parallel.multihost import is_primary
-        from mnist_jax.runs import rundir
         from mnist_jax.sweep.run import summary_line, sweep
 
         path = sweep(
@@ -185,19 +126,22 @@ def sweep(
             out=out,
             resume=resume,
             mesh=parse_mesh_shape(mesh),
-            started=STARTED,
+            started=options.STARTED,
         )
         if is_primary():
             summary = rundir.read_summary(path)
-            print(summary_line(summary))
-            print(f"{summary['seconds']['total']:.1f} s in all; the table is {path / 'table.csv'}")
+            seconds = summary["seconds"]["total"]
+            print(f"{summary_line(summary)}\n{seconds:.1f} s in all; the table is {path}/table.csv")
 
 
 def evaluate(
-    run_folder: RunFolder, *, data_dir: DataDir = None, compilation_cache: CompilationCache = True
+    run_folder: options.RunFolder,
+    *,
+    data_dir: options.DataDir = None,
+    compilation_cache: options.CompilationCache = True,
 ) -> None:
     """Count the test errors of a run again, from its checkpoint."""
-    keep_compiled_programs(compilation_cache)
+    options.keep_compiled_programs(compilation_cache)
     from mnist_jax.runs.results import load_data, load_run, measure, summary_line
 
     run = load_run(run_folder)
@@ -210,12 +154,12 @@ def evaluate(
 
 
 def predict(
-    run_folder: RunFolder,
-    images: Photos,
+    run_folder: options.RunFolder,
+    images: options.Photos,
     *,
     json: bool = False,
     picture: Path | None = None,
-    compilation_cache: CompilationCache = True,
+    compilation_cache: options.CompilationCache = True,
 ) -> None:
     """Read digits in image files (PNG, JPEG, ...) with the network of a run's first seed.
 
@@ -223,7 +167,7 @@ def predict(
         json: Print a JSON list, with one object per image.
         picture: A file for a figure: each photo, what the network saw, and the probabilities.
     """
-    keep_compiled_programs(compilation_cache)
+    options.keep_compiled_programs(compilation_cache)
     if not images:
         raise InputError("predict needs at least one image after the run folder")
     from mnist_jax.runs.results import load_run
@@ -232,15 +176,17 @@ def predict(
     predictions = predict.read_photos(load_run(run_folder), images)
     print(predict.to_json(predictions) if json else predict.to_text(predictions))
     if picture:
-        _save_figure("--picture", picture, predict.figure(predictions))
+        rundir.save_figure(picture, predict.figure(predictions))
 
 
 def plot(
-    run_folder: RunFolder, *, data_dir: DataDir = None, compilation_cache: CompilationCache = True
+    run_folder: options.RunFolder,
+    *,
+    data_dir: options.DataDir = None,
+    compilation_cache: options.CompilationCache = True,
 ) -> None:
     """Draw the figures of a run again."""
-    keep_compiled_programs(compilation_cache)
-    from mnist_jax.runs import rundir
+    options.keep_compiled_programs(compilation_cache)
     from mnist_jax.runs.figures import save_figures
     from mnist_jax.runs.results import load_data, load_run
 
@@ -257,43 +203,41 @@ def plot(
 
 
 def explain(
-    run_folder: RunFolder,
+    run_folder: options.RunFolder,
     *,
     image: int = 0,
-    data_dir: DataDir = None,
-    compilation_cache: CompilationCache = True,
+    data_dir: options.DataDir = None,
+    compilation_cache: options.CompilationCache = True,
 ) -> None:
     """Draw what the network of a run's first seed knows, and how it learned it.
 
     Args:
         image: The test image whose way through the network is shown, counted from 0.
     """
-    keep_compiled_programs(compilation_cache)
+    options.keep_compiled_programs(compilation_cache)
     from mnist_jax.explain.run_figures import figures
-    from mnist_jax.runs import rundir
     from mnist_jax.runs.results import load_data, load_run, memory_errors
 
     run = load_run(run_folder)
     dataset = load_data(run, data_dir)
     with memory_errors(run.config):
         for name, figure in figures(run, dataset, image):
-            print(rundir.save_figure(run.path, name, figure), flush=True)
+            print(rundir.save_figure(run.path / "figures" / f"{name}.png", figure), flush=True)
 
 
 def page(
-    run_folder: RunFolder,
+    run_folder: options.RunFolder,
     *,
     out: Path | None = None,
-    data_dir: DataDir = None,
-    compilation_cache: CompilationCache = True,
+    data_dir: options.DataDir = None,
+    compilation_cache: options.CompilationCache = True,
 ) -> None:
     """Write a web page that reads what you draw, with the network of a run's first seed inside.
 
     Args:
         out: The file to write; by default page.html in the run folder.
     """
-    keep_compiled_programs(compilation_cache)
-    from mnist_jax.runs import rundir
+    options.keep_compiled_programs(compilation_cache)
     from mnist_jax.runs.results import load_data, load_run
     from mnist_jax.serve.page import html
 
@@ -305,11 +249,11 @@ def page(
 
 
 def export(
-    run_folder: RunFolder,
+    run_folder: options.RunFolder,
     *,
     format: Literal["stablehlo", "onnx", "safetensors"],
     out: Path | None = None,
-    compilation_cache: CompilationCache = True,
+    compilation_cache: options.CompilationCache = True,
 ) -> None:
     """Write the network of a run's first seed to a file that other programs load.
 
@@ -318,8 +262,7 @@ def export(
             the bare weights.
         out: The file to write; by default model.FORMAT in the run folder.
     """
-    keep_compiled_programs(compilation_cache)
-    from mnist_jax.runs import rundir
+    options.keep_compiled_programs(compilation_cache)
     from mnist_jax.runs.results import load_run
     from mnist_jax.serve.export import FORMATS
 
@@ -328,14 +271,13 @@ def export(
     encode, load_call = FORMATS[format]
     content = encode(run)
     rundir.write_bytes(file, content)
-    size = f"{len(content) / 1e6:.2f} MB"
-    print(f"{file} ({size}): load it with {load_call.format(repr(str(file)))}")
+    print(f"{file} ({len(content) / 1e6:.2f} MB): load it with {load_call.format(repr(str(file)))}")
 
 
 def samples(
     *,
     dataset: str = Config.dataset,
-    data_dir: DataDir = None,
+    data_dir: options.DataDir = None,
     count: int = 4,
     out: Path = Path("samples.png"),
 ) -> None:
@@ -349,39 +291,11 @@ def samples(
     """
     if not 1 <= count <= 400:
         raise unusable("--count", count, "1 to 400")
-    import numpy as np
-
-    from mnist_jax import data, plots
+    from mnist_jax import plots
 
     loaded = data.load(dataset, data_dir)
     images, labels = np.asarray(loaded.train.images[:count]), loaded.train.labels[:count]
-    title = f"{loaded.name}: the first images"
-    figure = plots.samples(images, labels, loaded.class_names, title)
-    _save_figure("--out", out, figure)
+    figure = plots.samples(images, labels, loaded.class_names, f"{loaded.name}: the first images")
+    rundir.save_figure(out, figure)
     print(f"{loaded.name}: the first {len(labels)} training images, in {out}")
     plots.show(figure)
-
-
-def keep_compiled_programs(keep: bool) -> None:
-    """Has JAX, which is not imported yet, keep compiled programs in the cache folder.
-
-    Variables that are set already are left as they are.
-    """
-    # On some CPUs XLA prints pages about each program that it reads (openxla/xla#44565).
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if keep:
-        from mnist_jax.data.download import cache_dir
-
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "compiled"))
-        os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(MAX_CACHE_BYTES))
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-
-
-def _save_figure(flag: str, file: Path, figure: "Figure") -> None:
-    if not file.suffix:  # Matplotlib would append one
-        raise unusable(flag, file, "a file name that ends in .png, .jpg, .pdf or .svg")
-    try:
-        figure.savefig(file, dpi=150)
-    except (OSError, ValueError) as error:  # ValueError: the name has no known ending
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"cannot write {file}: {reason}; choose another {flag}") from None

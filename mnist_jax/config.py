@@ -207,7 +207,7 @@ def validate(config: Config) -> Config:
     _check(config, "hidden", _are_widths(config.hidden), f"up to 1000 widths from 1 to {MAX_COUNT}")
     for name in ("epochs", "batch_size", "seeds"):
         _check(config, name, 1 <= getattr(config, name) <= MAX_COUNT, f"1 to {MAX_COUNT}")
-    for name in ("validation_images", "warmup_steps"):
+    for name in ("validation_images", "shard_images", "warmup_steps"):
         _check(config, name, getattr(config, name) >= 0, "0 or more")
     for name in ("input_dropout", "dropout", "momentum", "label_smoothing", "ema_decay", "scale"):
         _check(config, name, 0 <= getattr(config, name) < 1, "at least 0 and below 1")
@@ -219,8 +219,6 @@ def validate(config: Config) -> Config:
     _check(config, "learning_rate", 0 < config.learning_rate < 1e38, "above 0 and below 1e38")
     sigma = config.elastic_sigma_pixels
     _check(config, "elastic_sigma_pixels", 0 < sigma <= 1000, "above 0 and at most 1000")
-    fits = config.shard_images == 0 or config.shard_images >= config.batch_size
-    _check(config, "shard_images", fits, f"--batch-size {config.batch_size} or more, or 0")
     seeds_fit = config.seed >= 0 and config.seed + config.seeds <= 2**32
     _check(config, "seed", seeds_fit, "seeds from 0 to 4294967295")
     return config

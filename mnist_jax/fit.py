@@ -31,7 +31,7 @@ from mnist_jax.runs.checkpointer import Checkpointer, open_run
 from mnist_jax.runs.figures import save_figures
 from mnist_jax.runs.metadata import device_name, require_same_in_all_processes, run_metadata
 from mnist_jax.runs.records import add_seconds, all_diverged, epoch_record, summarize
-from mnist_jax.runs.results import Run, measure, memory_errors, summary_line
+from mnist_jax.runs.results import Run, measure, memory_errors, summary_line, untrained
 from mnist_jax.runs.rundir import Json
 from mnist_jax.runs.signals import Shutdown, graceful_shutdown, wait
 from mnist_jax.train import MakeRecipe, Metrics, TrainState, default_recipe
@@ -86,7 +86,7 @@ def fit(
     metadata = run_metadata(config, make_recipe, dataset, shape)
     require_same_in_all_processes(metadata)
     out = Path(multihost.broadcast_from_primary(lambda: str(out or rundir.new_path(config))))
-    run = _untrained(out, config, make_recipe, dataset)
+    run = untrained(out, config, metadata["data"], make_recipe)
 
     with memory_errors(config), open_run(out, metadata, save_options, resume) as checkpointer:
         if checkpointer.is_finished:
@@ -239,15 +239,6 @@ def _call(callbacks: Sequence[Callback], record: Json, states: TrainState) -> bo
 
 def _default_callbacks() -> list[Callback]:
     return [LiveFigure(), ProgressBar()] if in_notebook() else [ProgressBar()]
-
-
-def _untrained(path: Path, config: Config, make_recipe: MakeRecipe, dataset: Dataset) -> Run:
-    """The run with shapes for states. Tracing them also checks that the config fits the data."""
-    images = len(dataset.train.labels) - config.validation_images
-    spec = dataset.spec._replace(train_images=plan_shards(config, images).images_used)
-    networks = population.networks_of(config)
-    shapes = jax.eval_shape(partial(population.init, Setup(config, spec, make_recipe)), networks)
-    return Run(path, config, spec, dataset.class_names, dataset.sha256, shapes, make_recipe)
 
 
 def resolve(config: Config, dataset: Dataset) -> Config:

@@ -331,11 +331,7 @@ BAD_PLACES = {
     "no images": (["predict", "RUN"], "at least one image"),
     "picture of no format": (
         ["predict", "RUN", "TMP/digit.png", "--picture", "TMP/x.xyz"],
-        "; choose another --picture",
-    ),
-    "picture in no folder": (
-        ["predict", "RUN", "TMP/digit.png", "--picture", "TMP/no/x.png"],
-        "; choose another --picture",
+        "it must end in .png",
     ),
     "picture of too many": (
         ["predict", "RUN", *["TMP/digit.png"] * 21, "--picture", "TMP/x.png"],
@@ -344,9 +340,15 @@ BAD_PLACES = {
     "no run to predict": (["predict", "TMP/none", "TMP/blank.png"], "is not a run folder"),
     "zero samples": ([*SAMPLES, "--count", "0"], "--count 0"),
     "samples nowhere": ([*SAMPLES, "--out", "TMP/file/x.png"], "cannot write"),
-    "samples of no format": ([*SAMPLES, "--out", "TMP/x.xyz"], "; choose another --out"),
-    "samples without a format": ([*SAMPLES, "--out", "TMP/x"], "x cannot be used: it takes"),
-    "samples to a folder": ([*SAMPLES, "--out", "TMP/empty"], "empty cannot be used: it takes"),
+    "samples of no format": ([*SAMPLES, "--out", "TMP/x.xyz"], "it must end in .png"),
+    "samples without a format": (
+        [*SAMPLES, "--out", "TMP/x"],
+        "x cannot be used: it must end in .png",
+    ),
+    "samples to a folder": (
+        [*SAMPLES, "--out", "TMP/empty"],
+        "empty cannot be used: it must end in .png",
+    ),
     "too long a name": ([*TRAIN, "x" * 300], "File name too long"),
     "array of no data set": (
         ["train", "--dataset", "local", "--data-dir", "TMP/a.npy"],

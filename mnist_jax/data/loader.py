@@ -15,6 +15,7 @@ from jaxtyping import Int
 from mnist_jax.config import Config
 from mnist_jax.data.files import read_images
 from mnist_jax.data.registry import RECALIBRATION_IMAGES, Examples, whole_batches
+from mnist_jax.errors import unusable
 from mnist_jax.parallel.mesh import put, sharding
 
 DEFAULT_SHARD_BYTES = 2**27
@@ -51,11 +52,14 @@ def plan_shards(config: Config, train_images: int) -> Shards:
     """As few shards as `config.shard_images` allows.
 
     Raises:
-        InputError: there are not enough images for one batch.
+        InputError: all images, or those of a shard, are fewer than one batch takes.
     """
     batches = whole_batches(train_images, config.batch_size)
     if config.shard_images == 0 or config.shard_images >= train_images:
         return Shards(train_images, 1, train_images)
+    if config.shard_images < config.batch_size:
+        expected = f"--batch-size {config.batch_size} or more, or 0"
+        raise unusable("--shard-images", config.shard_images, expected)
     count = -(-batches // (config.shard_images // config.batch_size))
     return Shards(train_images, count, batches // count * config.batch_size)
 

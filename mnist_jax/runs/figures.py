@@ -52,7 +52,8 @@ def save_figures(run: Run, dataset: Dataset, summary: Json) -> list[Path]:
         )
         height, width = run.image_shape
         figures["weights"] = plots.weights(kernel, (height, width), title)
-    return [rundir.save_figure(run.path, name, figure) for name, figure in figures.items()]
+    folder = run.path / "figures"
+    return [rundir.save_figure(folder / f"{name}.png", figure) for name, figure in figures.items()]
 
 
 def first_kernel(states: TrainState, pixels: int) -> Float[np.ndarray, "pixels units"] | None:

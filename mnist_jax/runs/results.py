@@ -82,12 +82,22 @@ def load_run(path: Path) -> Run:
     if not is_finished(path, folder):
         epoch = len(rundir.read_metrics(folder))
         say(f"{path} is not finished: this is its state after epoch {epoch}")
+    run = untrained(path, config, data_info, default_recipe)
+    return run._replace(states=checkpoint.load(folder, run.states))
+
+
+def untrained(path: Path, config: Config, data_info: Json, make_recipe: MakeRecipe) -> Run:
+    """A run with shapes for states; `data_info` describes its data as config.json does.
+
+    Raises:
+        InputError: the config does not fit the data.
+    """
     class_names, sha256 = tuple(data_info["class_names"]), tuple(data_info["sha256"])
     images_used = plan_shards(config, data_info["train_images"]).images_used
     spec = DataSpec(tuple(data_info["image_shape"]), len(class_names), images_used)
-    networks = population.networks_of(config)
-    shapes = jax.eval_shape(partial(population.init, Setup(config, spec)), networks)
-    return Run(path, config, spec, class_names, sha256, checkpoint.load(folder, shapes))
+    setup, networks = Setup(config, spec, make_recipe), population.networks_of(config)
+    shapes = jax.eval_shape(partial(population.init, setup), networks)
+    return Run(path, config, spec, class_names, sha256, shapes, make_recipe)
 
 
 def is_finished(path: Path, folder: Path) -> bool:

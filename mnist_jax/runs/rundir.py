@@ -146,11 +146,13 @@ def _checksum(summary: Json) -> str:
     return hashlib.sha256(json.dumps(summary, sort_keys=True).encode()).hexdigest()
 
 
-def save_figure(run: Path, name: str, figure: "Figure") -> Path:
-    """Writes figures/`name`.png, and returns the file."""
-    file = run / "figures" / f"{name}.png"
+def save_figure(file: Path, figure: "Figure") -> Path:
+    """Writes `figure` to `file`, whose ending says in which format, and returns `file`."""
+    kind = file.suffix[1:].lower()
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise InputError(f"{file} cannot be used: it must end in .png, .jpg, .pdf or .svg")
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150)
+    figure.savefig(content, format=kind, dpi=150)
     with disk_errors(file):
         file.parent.mkdir(exist_ok=True)
     write_bytes(file, content.getvalue())

@@ -24,11 +24,13 @@ def save_figures(
     ranges = [name for name, values in space.items() if isinstance(values, Range)]
     varying = [name for name, values in space.items() if name in ranges or len(values) > 1]
     title = f"{dataset}: validation error (%) of {len(table):,} configurations"
-    rundir.save_figure(out, "marginals", marginals(table, {n: space[n] for n in varying}, title))
+    figure = marginals(table, {name: space[name] for name in varying}, title)
+    rundir.save_figure(out / "figures" / "marginals.png", figure)
     combinations = math.prod(len(space[name]) for name in varying)
     if len(varying) == 2 and not ranges and combinations == len(table):
         across, down = varying
-        rundir.save_figure(out, "heat_map", heat_map(table, across, down, title))
+        figure = heat_map(table, across, down, title)
+        rundir.save_figure(out / "figures" / "heat_map.png", figure)
 
 
 def heat_map(table: Sequence[Json], across: str, down: str, title: str = "") -> Figure:

@@ -114,7 +114,7 @@ def test_a_full_disk_leaves_the_older_summary(tmp_path, monkeypatch):
 
 def test_a_full_disk_leaves_no_incomplete_figure(tmp_path):
     with limited_files(20), pytest.raises(InputError, match=r"curves.png: .*free some space"):
-        rundir.save_figure(tmp_path, "curves", Figure())
+        rundir.save_figure(tmp_path / "figures" / "curves.png", Figure())
     assert list((tmp_path / "figures").iterdir()) == []
 
 
