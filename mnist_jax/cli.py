@@ -198,8 +198,7 @@ def plot(
         raise InputError(
             f"metrics.jsonl or summary.json in {run.path} is damaged ({error!r}); {rundir.REMEDY}"
         ) from None
-    for file in files:
-        print(file)
+    print(*files, sep="\n")
 
 
 def explain(
