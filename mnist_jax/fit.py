@@ -24,7 +24,7 @@ from mnist_jax.parallel.mesh import (
     shard,
     use_mesh,
 )
-from mnist_jax.population import Networks, Setup
+from mnist_jax.population import Members, Setup
 from mnist_jax.runs import rundir
 from mnist_jax.runs.callbacks import Callback, LiveFigure, ProgressBar, StopTraining
 from mnist_jax.runs.checkpointer import Checkpointer, open_run
@@ -90,25 +90,25 @@ def fit(
 
     with memory_errors(config), open_run(out, metadata, save_options, resume) as checkpointer:
         if checkpointer.is_finished:
-            checkpointer.begin()
+            checkpointer.refresh()
             print(f"{out} is already finished", flush=True)
             return run._replace(states=checkpointer.restore(run.states))
         _print_start(run, metadata)
         with add_seconds(seconds, "compile"), use_mesh(shape):
             loader = DataLoader(config, training, validation)
             test = replicate(dataset.test)
-            population.compile_programs(run.setup, run.networks, loader.spec, test)
+            population.compile_programs(run.setup, run.members, loader.shard_spec, test)
             if checkpointer.resumes:
                 states = checkpointer.restore(run.states)
             else:
-                states = population.init(run.setup, run.networks)
+                states = population.init(run.setup, run.members)
             states = jax.block_until_ready(shard(states))  # if memory runs out, it does so here
             run = run._replace(states=states)
         callbacks = [*_default_callbacks(), *callbacks] if multihost.is_primary() else []
         resumed_from_epoch = len(checkpointer.history)
 
         with graceful_shutdown() as shutdown, ExitStack() as stack:
-            checkpointer.begin()
+            checkpointer.refresh()  # not earlier: if memory runs out, no folder is left behind
             for callback in callbacks:
                 callback.on_run_begin(run, checkpointer.history)
                 stack.callback(callback.close)
@@ -119,13 +119,11 @@ def fit(
                 run = run._replace(states=gather_to_host(run.states))
             summary = summarize(run, metadata, checkpointer.history, result)
             summary |= {"resumed_from_epoch": resumed_from_epoch, "seconds": seconds}
-            try:
-                with add_seconds(seconds, "figures"):
-                    checkpointer.write(lambda: save_figures(run, dataset, summary))
-            finally:  # the result is worth more than its figures
-                seconds["total"] = time.perf_counter() - started
-                if not checkpointer.failure:  # a summary says that the folder has everything
-                    checkpointer.write(lambda: rundir.write_summary(out, summary))
+            with add_seconds(seconds, "figures"):
+                checkpointer.write(lambda: save_figures(run, dataset, summary))
+            seconds["total"] = time.perf_counter() - started
+            if not checkpointer.failure:  # a summary says that the folder has everything
+                checkpointer.write(lambda: rundir.write_summary(out, summary))
             for callback in callbacks:
                 callback.on_run_end(summary)
         if checkpointer.failure:
@@ -146,23 +144,23 @@ def _train(
     Raises:
         Interrupted: a signal came.
     """
-    config, setup, networks, states = run.config, run.setup, run.networks, run.states
-    history, signal_number = checkpointer.history, 0  # `checkpointer.log` adds to it
-    stop = all_diverged(history)  # before a resume
+    config, setup, members, states = run.config, run.setup, run.members, run.states
+    history = checkpointer.history  # `checkpointer.log` adds to it
+    signal_number, stop = 0, all_diverged(history)
     recalibrate = partial(
-        population.recalibrate, setup, networks=networks, images=loader.recalibration_images
+        population.recalibrate, setup, members=members, images=loader.recalibration_images
     )
     for epoch in range(len(history) + 1, config.epochs + 1):
         if signal_number or stop:
             break
         start = time.perf_counter()
-        states, metrics = train_epoch(setup, states, networks, loader, epoch)
+        states, metrics = run_epoch(setup, states, members, loader, epoch)
         record = epoch_record(run, epoch, metrics, time.perf_counter() - start, history)
         if config.validation_images:
             with add_seconds(seconds, "evaluate"):
                 record |= _validate(run._replace(states=recalibrate(states)), loader)
         checkpointer.log(record)
-        if checkpointer.is_due() and epoch < config.epochs:
+        if epoch < config.epochs and checkpointer.is_due():
             checkpointer.save(recalibrate(states))
         stop = _call(callbacks, record, states) or all_diverged(history)
         signal_number, stop = multihost.max_over_processes(shutdown.signal_number, stop)
@@ -179,14 +177,14 @@ def _train(
     return run._replace(states=states)
 
 
-def train_epoch(
-    setup: Setup, states: TrainState, networks: Networks, loader: DataLoader, epoch: int
+def run_epoch(
+    setup: Setup, states: TrainState, members: Members, loader: DataLoader, epoch: int
 ) -> tuple[TrainState, Metrics]:
     """The states after an epoch, and its metrics on the host."""
     by_shard = []
     for examples in loader.epoch(epoch):
-        states, metrics = population.train_epoch(setup, states, networks, examples)
-        wait(metrics)
+        states, metrics = population.train_epoch(setup, states, members, examples)
+        wait(metrics)  # meanwhile Python handles signals
         by_shard.append(gather_to_host(metrics))
         del examples  # the device has memory for this shard and the next one
     return states, combine_metrics(by_shard, loader.shards.size // setup.config.batch_size)
@@ -194,8 +192,6 @@ def train_epoch(
 
 def combine_metrics(by_shard: Sequence[Metrics], steps: int) -> Metrics:
     """The metrics of an epoch from those of its shards, of `steps` each; all on the host."""
-    if len(by_shard) == 1:
-        return by_shard[0]
     loss, errors, finite_steps = (np.stack(arrays) for arrays in zip(*by_shard, strict=True))
     # Once a network has diverged, the steps of later shards do not count.
     finite_so_far = np.cumprod(finite_steps == steps, axis=0)
@@ -205,7 +201,7 @@ def combine_metrics(by_shard: Sequence[Metrics], steps: int) -> Metrics:
 
 def _validate(run: Run, loader: DataLoader) -> Json:
     """What the validation images add to a line of metrics.jsonl."""
-    evaluation = population.evaluate(run.setup, run.states, run.networks, loader.validation)
+    evaluation = population.evaluate(run.setup, run.states, run.members, loader.validation)
     evaluation = gather_to_host(evaluation)
     return {
         "validation_loss": evaluation.loss.tolist(),
@@ -220,9 +216,9 @@ def _result_of_last_params(run: Run, loader: DataLoader, test: Examples) -> Json
     if run.states.ema_params is None:
         return {}
     states = population.recalibrate(
-        run.setup, run.states._replace(ema_params=None), run.networks, loader.recalibration_images
+        run.setup, run.states._replace(ema_params=None), run.members, loader.recalibration_images
     )
-    evaluation = population.evaluate(run.setup, states, run.networks, test)
+    evaluation = population.evaluate(run.setup, states, run.members, test)
     return {"test_errors_of_last_weights": gather_to_host(evaluation).errors.tolist()}
 
 
@@ -243,11 +239,9 @@ def _default_callbacks() -> list[Callback]:
 
 def resolve(config: Config, dataset: Dataset) -> Config:
     """`config` with the name and folder of the data that was loaded, and the size of its shards."""
-    folder = config.data_dir or data.default_folder(dataset.name)
-    if dataset.name == "digits" or not folder:
-        data_dir = None
-    else:
-        data_dir = Path(folder).expanduser().absolute()
+    is_embedded = dataset.name == "digits"
+    folder = None if is_embedded else config.data_dir or data.default_folder(dataset.name)
+    data_dir = Path(folder).expanduser().absolute() if folder else None
     shard_images = default_shard_images(config, dataset.train)
     return dataclasses.replace(
         config, dataset=dataset.name, data_dir=data_dir, shard_images=shard_images

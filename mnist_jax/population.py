@@ -39,26 +39,26 @@ class Setup(NamedTuple):
         return shard_batches(self.make_recipe(self.config, hparams, self.spec))
 
 
-class Networks(NamedTuple):
-    """What tells the networks of a program apart; every leaf has a leading axis of networks."""
+class Members(NamedTuple):
+    """What differs between the networks of a population; leaves have a leading axis of networks."""
 
     keys: Key[Array, "networks"]
     hparams: Hparams
 
 
-def networks(seeds: Sequence[int], hparams: Sequence[Hparams]) -> Networks:
+def members(seeds: Sequence[int], hparams: Sequence[Hparams]) -> Members:
     """The networks with these seeds and hyperparameters, on their devices."""
     columns = (np.array(column, np.float32) for column in zip(*hparams, strict=True))
     keys = _keys(mesh.shard(np.asarray(seeds, np.uint32)))
-    return Networks(keys, mesh.shard(Hparams(*columns)))
+    return Members(keys, mesh.shard(Hparams(*columns)))
 
 
 _keys = jax.jit(jax.vmap(prng.key))
 
 
-def networks_of(config: Config) -> Networks:
+def members_of(config: Config) -> Members:
     """One network for each seed of `config`."""
-    return networks(config.all_seeds, [config.hparams] * config.seeds)
+    return members(config.all_seeds, [config.hparams] * config.seeds)
 
 
 def shard_batches(recipe: Recipe) -> Recipe:
@@ -66,7 +66,7 @@ def shard_batches(recipe: Recipe) -> Recipe:
 
     The compiler follows the images through the step, and adds up the gradients of the devices.
     """
-    if jax.sharding.get_abstract_mesh().shape.get("images", 1) == 1:
+    if mesh.axis_size("images") == 1:
         return recipe
 
     def preprocess(images: Images) -> Inputs:
@@ -97,7 +97,7 @@ def map_networks(
         # vmap over one network is slower than the network: XLA then keeps gradients transposed.
         return jax.lax.map(run_one, mapped, batch_size=None if size == 1 else size)
 
-    if jax.sharding.get_abstract_mesh().shape.get("networks", 1) > 1:
+    if mesh.axis_size("networks") > 1:
         run = jax.shard_map(
             run,
             in_specs=(jax.P("networks"), jax.P()),
@@ -109,19 +109,19 @@ def map_networks(
 
 
 @partial(jax.jit, static_argnames="setup")
-def init(setup: Setup, networks: Networks) -> TrainState:
+def init(setup: Setup, members: Members) -> TrainState:
     """The states before the first step."""
 
     def init_one(key, hparams):
         return train.init(setup.recipe(hparams), key)
 
     # One after the other: that is as fast, and compiles in half the time of vmap.
-    return map_networks(init_one, networks, size=1)
+    return map_networks(init_one, tuple(members), size=1)
 
 
 @partial(jax.jit, static_argnames="setup", donate_argnames="states")
 def train_epoch(
-    setup: Setup, states: TrainState, networks: Networks, examples: Examples
+    setup: Setup, states: TrainState, members: Members, examples: Examples
 ) -> tuple[TrainState, Metrics]:
     """One pass of every network over the same images, each seed in its own order."""
 
@@ -129,7 +129,7 @@ def train_epoch(
         recipe = setup.recipe(hparams)
         return train.train_epoch(recipe, state, examples, key, setup.config.batch_size)
 
-    return map_networks(train_one, (states, *networks), (examples,), vmap_size(states))
+    return map_networks(train_one, (states, *members), (examples,), vmap_size(states))
 
 
 def vmap_size(states: TrainState) -> int:
@@ -137,7 +137,7 @@ def vmap_size(states: TrainState) -> int:
 
     On an accelerator these are all of its own, on a CPU as many as fit its cache.
     """
-    count = len(states.step) // jax.sharding.get_abstract_mesh().shape.get("networks", 1)
+    count = len(states.step) // mesh.axis_size("networks")
     if jax.default_backend() != "cpu":
         return count
     leaves = jax.tree.leaves(states)
@@ -147,49 +147,45 @@ def vmap_size(states: TrainState) -> int:
     return -(-count // groups)
 
 
-def recalibrate(setup: Setup, states: TrainState, networks: Networks, images: Images) -> TrainState:
+def recalibrate(setup: Setup, states: TrainState, members: Members, images: Images) -> TrainState:
     """`train.recalibrate` for every network; `states` as they are if they have no statistics."""
     if not jax.tree.leaves(states.model_state):
         return states
-    return _recalibrate(setup, states, networks, images)
+    return states._replace(model_state=_statistics(setup, states, members, images))
 
 
 @partial(jax.jit, static_argnames="setup")
-def _recalibrate(
-    setup: Setup, states: TrainState, networks: Networks, images: Images
-) -> TrainState:
+def _statistics(setup: Setup, states: TrainState, members: Members, images: Images) -> PyTree:
     def recalibrate_one(state, key, hparams, images):
-        return train.recalibrate(setup.recipe(hparams), state, images, key)
+        return train.recalibrate(setup.recipe(hparams), state, images, key).model_state
 
     # One after the other: the activations of so many images take memory.
-    return map_networks(recalibrate_one, (states, *networks), (images,), size=1)
+    return map_networks(recalibrate_one, (states, *members), (images,), size=1)
 
 
 @partial(jax.jit, static_argnames="setup")
 def predict(
-    setup: Setup, states: TrainState, networks: Networks, images: Images
+    setup: Setup, states: TrainState, members: Members, images: Images
 ) -> Float[Array, "networks n classes"]:
     """The logits that each network gives each image."""
 
     def predict_one(state, hparams, images):
         return train.predict(setup.recipe(hparams), state, images)
 
-    return map_networks(predict_one, (states, networks.hparams), (images,))
+    return map_networks(predict_one, (states, members.hparams), (images,))
 
 
 @partial(jax.jit, static_argnames="setup")
-def evaluate(
-    setup: Setup, states: TrainState, networks: Networks, examples: Examples
-) -> Evaluation:
+def evaluate(setup: Setup, states: TrainState, members: Members, examples: Examples) -> Evaluation:
     """Loss and confusion matrix of every network over all of `examples`."""
 
     def evaluate_one(state, hparams, examples):
         return train.evaluate(setup.recipe(hparams), state, examples)
 
-    return map_networks(evaluate_one, (states, networks.hparams), (examples,))
+    return map_networks(evaluate_one, (states, members.hparams), (examples,))
 
 
-def compile_programs(setup: Setup, networks: Networks, training: PyTree, test: PyTree) -> int:
+def compile_programs(setup: Setup, members: Members, training: PyTree, test: PyTree) -> int:
     """Compiles `init`, `train_epoch` and `evaluate` for these arguments, all at the same time.
 
     Later calls with such arguments find the compiled programs in JAX's cache and start at once. One
@@ -197,12 +193,12 @@ def compile_programs(setup: Setup, networks: Networks, training: PyTree, test: P
 
     Returns: the bytes on a device that the largest program takes, or 0 where that is not known.
     """
-    shapes = jax.eval_shape(partial(init, setup), networks)
+    shapes = jax.eval_shape(partial(init, setup), members)
     states = mesh.sharded_shapes(shapes)
     lowered = [
-        init.lower(setup, networks),
-        train_epoch.lower(setup, states, networks, training),
-        evaluate.lower(setup, states, networks, test),
+        init.lower(setup, members),
+        train_epoch.lower(setup, states, members, training),
+        evaluate.lower(setup, states, members, test),
     ]
     with ThreadPoolExecutor() as pool:
         compiled = list(pool.map(jax.stages.Lowered.compile, lowered))

@@ -15,12 +15,12 @@ from jaxtyping import Array, Float, Int, Key
 
 from mnist_jax.augment import deform_batch, strength_of
 from mnist_jax.config import Config, Hparams
-from mnist_jax.data import RECALIBRATION_IMAGES, DataSpec, Examples
+from mnist_jax.data import DataSpec, Examples
 from mnist_jax.model import Logits, Model, PyTree, mlp
 from mnist_jax.optim import make_optimizer
 from mnist_jax.preprocess import AnyArray, Images, Inputs, Labels, Scalar, one_hot, to_inputs
 
-INIT, ORDER, NOISE, RECALIBRATE = range(4)
+INIT, ORDER, STEP, RECALIBRATE = range(4)
 """The streams of random numbers that a seed's key splits into."""
 
 EVALUATION_BATCH = 1000
@@ -117,18 +117,17 @@ def default_recipe(config: Config, hparams: Hparams, spec: DataSpec) -> Recipe:
         InputError: there are fewer images than one batch takes, or the warm-up never ends.
     """
     steps = config.epochs * spec.steps_per_epoch(config.batch_size)
-    recipe = Recipe(
-        model=mlp(config, hparams, spec.pixels, spec.classes),
-        optimizer=make_optimizer(config, hparams, steps),
-        ema_decay=hparams.ema_decay if config.ema_decay else None,
-    )
+    strength = strength_of(config, hparams)
+    loss = cross_entropy
     if config.label_smoothing:
         loss = partial(cross_entropy, label_smoothing=hparams.label_smoothing)
-        recipe = recipe._replace(loss=loss)
-    strength = strength_of(config, hparams)
-    if strength is not None:
-        recipe = recipe._replace(augment=partial(deform_batch, strength))
-    return recipe
+    return Recipe(
+        model=mlp(config, hparams, spec.pixels, spec.classes),
+        optimizer=make_optimizer(config, hparams, steps),
+        loss=loss,
+        augment=no_augmentation if strength is None else partial(deform_batch, strength),
+        ema_decay=hparams.ema_decay if config.ema_decay else None,
+    )
 
 
 def init(recipe: Recipe, key: Key[Array, ""]) -> TrainState:
@@ -145,7 +144,7 @@ def train_step(
 
     `key` is the seed's; together with the step number it gives the random numbers of this step.
     """
-    step_key = jax.random.fold_in(jax.random.fold_in(key, NOISE), state.step)
+    step_key = jax.random.fold_in(jax.random.fold_in(key, STEP), state.step)
     augment_key, loss_key = jax.random.split(step_key)
     inputs = recipe.preprocess(recipe.augment(augment_key, batch.images))
 
@@ -200,7 +199,6 @@ def recalibrate(
     The images are augmented as in training, which is what the parameters were trained for. Training
     never reads these statistics, so it may go on from the result as well as from `state`.
     """
-    images = images[:: max(1, len(images) // RECALIBRATION_IMAGES)]
     inputs = recipe.preprocess(recipe.augment(jax.random.fold_in(key, RECALIBRATE), images))
     model_state = recipe.model.recalibrate(state.eval_params, state.model_state, inputs)
     return state._replace(model_state=model_state)
@@ -210,7 +208,7 @@ def predict(recipe: Recipe, state: TrainState, images: Images) -> Logits:
     """The logits of each image, in evaluation mode."""
     batches = -(-len(images) // EVALUATION_BATCH)
     missing = batches * EVALUATION_BATCH - len(images)
-    padded = jnp.pad(images, ((0, missing), *((0, 0),) * (images.ndim - 1)))
+    padded = jnp.pad(images, ((0, missing), (0, 0), (0, 0)))
 
     def logits_of(batch: Images) -> Logits:
         inputs = recipe.preprocess(batch)

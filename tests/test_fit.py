@@ -129,7 +129,7 @@ def test_a_run_is_read_back_from_its_folder(run):
 
 
 def test_the_ensemble_chooses_the_class_with_the_highest_mean_probability(run, digits):
-    logits = population.predict(run.setup, run.states, run.networks, digits.test.images)
+    logits = population.predict(run.setup, run.states, run.members, digits.test.images)
     odds = np.exp(np.asarray(logits, float))
     mean_probability = (odds / odds.sum(-1, keepdims=True)).mean(0)
     errors = (mean_probability.argmax(-1) != digits.test.labels).sum()
@@ -152,9 +152,9 @@ def test_the_errors_of_the_last_weights_stand_beside_those_of_the_average(digits
     errors = {}
     for name, ema_params in (("", run.states.ema_params), ("_of_last_weights", None)):
         states = run.states._replace(ema_params=ema_params)
-        networks, images = run.networks, digits.train.images
-        states = population.recalibrate(run.setup, states, networks, images)
-        logits = population.predict(run.setup, states, networks, digits.test.images)
+        members, images = run.members, digits.train.images
+        states = population.recalibrate(run.setup, states, members, images)
+        logits = population.predict(run.setup, states, members, digits.test.images)
         errors[name] = (np.asarray(logits)[0].argmax(-1) != digits.test.labels).sum()
         assert summary[f"test_errors{name}"] == [errors[name]]
     assert errors[""] != errors["_of_last_weights"]
@@ -167,7 +167,7 @@ def test_the_errors_of_the_last_weights_stand_beside_those_of_the_average(digits
 def test_the_weights_in_the_figure_have_the_sign_of_the_normalised_unit():
     """Ink on red excites the unit: a negative scale in batch normalisation flips the sign."""
     setup = Setup(Config(hidden=(5,), batch_norm=True, seeds=2), DataSpec((2, 3), 3, 200))
-    states = population.init(setup, population.networks_of(setup.config))
+    states = population.init(setup, population.members_of(setup.config))
     states.params["BatchNorm_0"]["scale"] *= -2
     kernel = np.asarray(states.params["Dense_0"]["kernel"])[0]
     expected = -2 * kernel  # the statistics are 0 and 1
@@ -341,6 +341,6 @@ def test_the_default_network_learns_mnist_in_an_epoch(mnist_dir, tmp_path):
 
 def test_every_array_of_a_run_has_a_leading_axis_of_seeds(run):
     assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(run.states))
-    start = population.init(run.setup, run.networks)
+    start = population.init(run.setup, run.members)
     assert jax.tree.structure(start) == jax.tree.structure(run.states)
     assert jnp.array_equal(start.step, jnp.zeros(2, jnp.int32))

@@ -15,7 +15,7 @@ TINY = DataSpec((3, 2), 3, 40)
 
 
 def networks_of_seeds(config, seeds):
-    return population.networks(seeds, [config.hparams] * len(seeds))
+    return population.members(seeds, [config.hparams] * len(seeds))
 
 
 @pytest.fixture
@@ -47,12 +47,12 @@ def compilations():
 def train_two_epochs(seeds):
     """The setup, the networks, the images, the states after two epochs, and the last metrics."""
     config = Config(hidden=(8,), batch_size=10, epochs=2, dropout=0.5)
-    setup, networks = Setup(config, TINY), networks_of_seeds(config, seeds)
+    setup, members = Setup(config, TINY), networks_of_seeds(config, seeds)
     data = Examples(*map(jnp.asarray, tiny_arrays()[:2]))
-    states = population.init(setup, networks)
+    states = population.init(setup, members)
     for _ in range(2):
-        states, metrics = population.train_epoch(setup, states, networks, data)
-    return setup, networks, data, states, metrics
+        states, metrics = population.train_epoch(setup, states, members, data)
+    return setup, members, data, states, metrics
 
 
 def test_keys_are_those_of_the_seeds():
@@ -64,20 +64,20 @@ def test_keys_are_those_of_the_seeds():
 
 
 def test_the_networks_of_a_config_are_its_seeds():
-    networks = population.networks_of(Config(seed=7, seeds=3, dropout=0.25))
+    members = population.members_of(Config(seed=7, seeds=3, dropout=0.25))
     data = [jax.random.key_data(jax.random.key(np.uint32(seed))) for seed in (7, 8, 9)]
-    np.testing.assert_array_equal(jax.random.key_data(networks.keys), data)
-    np.testing.assert_array_equal(networks.hparams.dropout, np.float32([0.25] * 3))
-    assert {leaf.shape for leaf in jax.tree.leaves(networks.hparams)} == {(3,)}
+    np.testing.assert_array_equal(jax.random.key_data(members.keys), data)
+    np.testing.assert_array_equal(members.hparams.dropout, np.float32([0.25] * 3))
+    assert {leaf.shape for leaf in jax.tree.leaves(members.hparams)} == {(3,)}
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_each_member_is_its_solo_run(size, set_vmap_size):
     """To the rounding of float32: a batched matrix product may add in another order."""
     set_vmap_size(size)
-    setup, networks, data, states, metrics = train_two_epochs(SEEDS)
-    logits = population.predict(setup, states, networks, data.images)
-    evaluation = population.evaluate(setup, states, networks, data)
+    setup, members, data, states, metrics = train_two_epochs(SEEDS)
+    logits = population.predict(setup, states, members, data.images)
+    evaluation = population.evaluate(setup, states, members, data)
     assert evaluation.errors.shape == (3,)
 
     recipe = setup.recipe(setup.config.hparams)
@@ -102,12 +102,12 @@ def test_each_member_is_its_solo_run(size, set_vmap_size):
 def test_each_member_is_recalibrated_on_images_of_its_own():
     """As it is alone, though all have the same parameters here."""
     config = Config(hidden=(8,), batch_size=10, batch_norm=True, rotation_degrees=40.0)
-    setup, networks = Setup(config, TINY), networks_of_seeds(config, SEEDS)
+    setup, members = Setup(config, TINY), networks_of_seeds(config, SEEDS)
     recipe = setup.recipe(config.hparams)
     images = jnp.asarray(tiny_arrays()[0])
     solo = train.init(recipe, prng.key(0))
     states = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(SEEDS)), solo)
-    model_state = population.recalibrate(setup, states, networks, images).model_state
+    model_state = population.recalibrate(setup, states, members, images).model_state
     for i, seed in enumerate(SEEDS):
         alone = train.recalibrate(recipe, solo, images, prng.key(seed)).model_state
         member = jax.tree.map(lambda leaf, i=i: leaf[i], model_state)
@@ -119,8 +119,8 @@ def test_each_member_is_recalibrated_on_images_of_its_own():
 
 
 def test_recalibration_leaves_networks_without_statistics_as_they_are():
-    setup, networks, data, states, _ = train_two_epochs(SEEDS)
-    assert population.recalibrate(setup, states, networks, data.images) is states
+    setup, members, data, states, _ = train_two_epochs(SEEDS)
+    assert population.recalibrate(setup, states, members, data.images) is states
 
 
 def test_one_after_the_other_a_member_is_its_solo_run_to_the_bit(digits, set_vmap_size):
@@ -130,12 +130,12 @@ def test_one_after_the_other_a_member_is_its_solo_run_to_the_bit(digits, set_vma
     data = jax.device_put(digits.train)
 
     def train_seeds(seeds):
-        networks = networks_of_seeds(config, seeds)
-        states = population.init(setup, networks)
+        members = networks_of_seeds(config, seeds)
+        states = population.init(setup, members)
         if jax.default_backend() == "cpu":
             assert population.vmap_size(states) == 1
         set_vmap_size(1)
-        return population.train_epoch(setup, states, networks, data)
+        return population.train_epoch(setup, states, members, data)
 
     member = jax.tree.map(lambda leaf: leaf[1], train_seeds(SEEDS))
     solo = train_seeds(SEEDS[1:2])
@@ -150,11 +150,11 @@ def test_trained_at_once_a_member_stays_near_its_solo_run_on_mnist(mnist, set_vm
 
     def train_seeds(seeds):
         set_vmap_size(len(seeds))
-        networks = networks_of_seeds(config, seeds)
-        states = population.init(setup, networks)
+        members = networks_of_seeds(config, seeds)
+        states = population.init(setup, members)
         for _ in range(3):
-            states, metrics = population.train_epoch(setup, states, networks, data)
-        evaluation = population.evaluate(setup, states, networks, mnist.test)
+            states, metrics = population.train_epoch(setup, states, members, data)
+        evaluation = population.evaluate(setup, states, members, mnist.test)
         return metrics.loss[-1], evaluation.errors[-1]
 
     (loss, errors), (solo_loss, solo_errors) = train_seeds((0, 1, 2, 3)), train_seeds((3,))
@@ -176,23 +176,23 @@ def test_the_same_population_twice_has_the_same_bits():
 
 def test_an_epoch_donates_its_states():
     """Otherwise the device would have to hold the states before and after it."""
-    setup, networks, data, states, _ = train_two_epochs(SEEDS)
-    population.train_epoch(setup, states, networks, data)
+    setup, members, data, states, _ = train_two_epochs(SEEDS)
+    population.train_epoch(setup, states, members, data)
     assert states.params["Dense_0"]["kernel"].is_deleted()
 
 
 def test_nothing_compiles_after_compile_programs(compilations):
     config = Config(hidden=(7,), batch_size=10, epochs=1)
-    setup, networks = Setup(config, TINY), networks_of_seeds(config, SEEDS)
+    setup, members = Setup(config, TINY), networks_of_seeds(config, SEEDS)
     images, labels, test_images, test_labels = map(jnp.asarray, tiny_arrays())
     training, test = Examples(images, labels), Examples(test_images, test_labels)
-    population.compile_programs(setup, networks, training, test)
+    population.compile_programs(setup, members, training, test)
     compilations.clear()
-    states = population.init(setup, networks)
-    states, _ = population.train_epoch(setup, states, networks, training)
-    population.evaluate(setup, states, networks, test)
+    states = population.init(setup, members)
+    states, _ = population.train_epoch(setup, states, members, training)
+    population.evaluate(setup, states, members, test)
     assert compilations == []
-    population.predict(setup, states, networks, test.images)
+    population.predict(setup, states, members, test.images)
     assert len(compilations) == 1  # so it would have been noticed
 
 
@@ -206,11 +206,11 @@ def test_equal_setups_share_a_program(compilations):
 
 def test_compile_programs_returns_at_least_the_bytes_of_the_arrays():
     config = Config(hidden=(7,), batch_size=10, epochs=1)
-    setup, networks = Setup(config, TINY), networks_of_seeds(config, SEEDS)
+    setup, members = Setup(config, TINY), networks_of_seeds(config, SEEDS)
     images, labels, test_images, test_labels = map(jnp.asarray, tiny_arrays())
     training, test = Examples(images, labels), Examples(test_images, test_labels)
-    needed = population.compile_programs(setup, networks, training, test)
-    arrays = jax.tree.leaves((population.init(setup, networks), training))
+    needed = population.compile_programs(setup, members, training, test)
+    arrays = jax.tree.leaves((population.init(setup, members), training))
     assert needed >= sum(array.nbytes for array in arrays)
 
 

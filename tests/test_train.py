@@ -17,9 +17,9 @@ from mnist_jax.preprocess import standardize, to_inputs
 from mnist_jax.train import (
     EVALUATION_BATCH,
     INIT,
-    NOISE,
     ORDER,
     RECALIBRATE,
+    STEP,
     Recipe,
     cross_entropy,
     default_recipe,
@@ -248,8 +248,8 @@ def test_an_epoch_shows_every_image_at_most_once_and_in_a_new_order():
 
 def test_no_two_streams_of_random_numbers_share_a_key():
     """Initial weights, order, noise and recalibration have their own, and so does each step."""
-    keys = [jax.random.fold_in(KEY, stream) for stream in (INIT, ORDER, NOISE, RECALIBRATE)]
-    keys += [jax.random.fold_in(keys[NOISE], step) for step in range(3)]
+    keys = [jax.random.fold_in(KEY, stream) for stream in (INIT, ORDER, STEP, RECALIBRATE)]
+    keys += [jax.random.fold_in(keys[STEP], step) for step in range(3)]
     assert len({tuple(np.asarray(jax.random.key_data(key))) for key in keys}) == 7
 
 

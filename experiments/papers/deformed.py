@@ -38,7 +38,7 @@ def with_test_time_augmentation(run: Run) -> Row:
     @jax.jit
     def shares(key: jax.Array) -> jax.Array:
         deformed = run.recipe.augment(key, images)
-        return jax.nn.softmax(population.predict(run.setup, run.states, run.networks, deformed))
+        return jax.nn.softmax(population.predict(run.setup, run.states, run.members, deformed))
 
     total = sum(np.asarray(shares(key)) for key in jax.random.split(prng.key(0), COPIES))
     assert isinstance(total, np.ndarray)

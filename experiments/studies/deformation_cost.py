@@ -32,12 +32,12 @@ CONFIGS = {
 def epoch_seconds(config: Config, training: Examples, rounds: int) -> list[float]:
     """Seconds of each epoch after the first."""
     setup = population.Setup(config, DataSpec((28, 28), 10, len(training.labels)))
-    networks = population.networks_of(config)
-    states = population.init(setup, networks)
+    members = population.members_of(config)
+    states = population.init(setup, members)
     seconds = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
-        states, _ = population.train_epoch(setup, states, networks, training)
+        states, _ = population.train_epoch(setup, states, members, training)
         jax.block_until_ready(states)
         seconds.append(time.perf_counter() - start)
     return seconds[1:]

@@ -122,17 +122,17 @@ def speeds(mnist: Dataset, large: Dataset, config: Config, rounds: int) -> dict[
         "shards": DataLoader(dataclasses.replace(config, epochs=rounds), large.train, mnist.test),
         "in memory": DataLoader(Config(epochs=rounds), mnist.train, mnist.test),
     }
-    networks, sides = population.networks_of(Config()), {}
+    members, sides = population.members_of(Config()), {}
     for name, loader in feeds.items():
         setup = population.Setup(Config(), DataSpec((28, 28), 10, loader.shards.images_used))
         shards = (each for epoch in range(1, rounds + 2) for each in loader.epoch(epoch))
-        sides[name] = setup, shards, population.init(setup, networks)
+        sides[name] = setup, shards, population.init(setup, members)
         found[name] = []
     for _ in range(rounds + 1):
         for name, (setup, shards, states) in sides.items():
             start = time.perf_counter()
             examples = next(shards)
-            states, _ = population.train_epoch(setup, states, networks, examples)
+            states, _ = population.train_epoch(setup, states, members, examples)
             jax.block_until_ready(states)
             found[name].append(len(examples.labels) // 128 * 128 / (time.perf_counter() - start))
             sides[name] = setup, shards, states

@@ -125,12 +125,12 @@ def work(case: Case, rounds: int, data_dir: Path | None, address: str, number: i
         setup = population.Setup(config, DataSpec((28, 28), 10, len(few)))
         seconds = []
         with use_mesh(case.mesh):
-            networks, training = population.networks_of(config), replicate(training)
-            states = population.init(setup, networks)
+            members, training = population.members_of(config), replicate(training)
+            states = population.init(setup, members)
             for _ in range(rounds + 1):
                 multihost.all_gather(0)  # they begin at the same time
                 start = time.perf_counter()
-                states, _ = population.train_epoch(setup, states, networks, training)
+                states, _ = population.train_epoch(setup, states, members, training)
                 jax.block_until_ready(states)
                 taken = multihost.all_gather(int(1e9 * (time.perf_counter() - start)))
                 seconds.append(max(taken)[0] / 1e9 / case.steps)

@@ -61,12 +61,12 @@ def run_once(seed: int, data_dir: str | None) -> None:
     from mnist_jax import population
 
     setup = population.Setup(config, data.DataSpec((28, 28), 10, len(mnist.train.labels)))
-    networks, training = population.networks_of(config), jax.device_put(mnist.train)
-    population.compile_programs(setup, networks, training, mnist.test)
-    states = population.init(setup, networks)
+    members, training = population.members_of(config), jax.device_put(mnist.train)
+    population.compile_programs(setup, members, training, mnist.test)
+    states = population.init(setup, members)
     for _ in range(config.epochs):
-        states, _ = population.train_epoch(setup, states, networks, training)
-    evaluation = population.evaluate(setup, states, networks, mnist.test)
+        states, _ = population.train_epoch(setup, states, members, training)
+    evaluation = population.evaluate(setup, states, members, mnist.test)
     print(jax.device_get(evaluation).errors[0], flush=True)
 
 

@@ -49,13 +49,13 @@ def test_errors(width: int, training: Examples, test: Examples, steps: int) -> l
         seeds=SEEDS,
     )
     spec = DataSpec(training.images.shape[1:], 10, images)
-    setup, networks = population.Setup(config, spec), population.networks_of(config)
-    population.compile_programs(setup, networks, training, test)
-    states = population.init(setup, networks)
+    setup, members = population.Setup(config, spec), population.members_of(config)
+    population.compile_programs(setup, members, training, test)
+    states = population.init(setup, members)
     for _ in range(config.epochs):
-        states, _ = population.train_epoch(setup, states, networks, training)
+        states, _ = population.train_epoch(setup, states, members, training)
     assert int(states.step[0]) == config.epochs * spec.steps_per_epoch(config.batch_size)
-    return population.evaluate(setup, states, networks, test).errors.tolist()
+    return population.evaluate(setup, states, members, test).errors.tolist()
 
 
 def figure(percent: Float[np.ndarray, "widths images seeds"]) -> Figure:

@@ -1,7 +1,6 @@
 """Datasets by name, checked: from files, the cache or a download, and on to the devices."""
 
 from mnist_jax.data.download import DataUnavailable as DataUnavailable
-from mnist_jax.data.registry import RECALIBRATION_IMAGES as RECALIBRATION_IMAGES
 from mnist_jax.data.registry import Dataset as Dataset
 from mnist_jax.data.registry import DataSpec as DataSpec
 from mnist_jax.data.registry import Examples as Examples

@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from mnist_jax.config import Config
 from mnist_jax.data.files import read_images
-from mnist_jax.data.registry import RECALIBRATION_IMAGES, Examples, whole_batches
+from mnist_jax.data.registry import Examples, whole_batches
 from mnist_jax.errors import unusable
 from mnist_jax.parallel.mesh import put, sharding
 
@@ -27,6 +27,10 @@ MAX_BLOCK_IMAGES = 256
 MIN_BLOCKS = 100
 """A shard has at least so many blocks, so that it resembles the whole set. In a small shard a block
 is a single image."""
+
+
+RECALIBRATION_IMAGES = 10_000
+"""About how many training images, evenly spaced, batch statistics are recomputed on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +114,8 @@ class DataLoader:
 
     Attributes:
         shards: how an epoch is divided.
-        spec: the arrays of a single shard, or else their shapes, to compile programs for.
-        recalibration_images: those on which batch statistics are recalibrated, on the devices.
+        shard_spec: the arrays of a single shard, or else their shapes, to compile programs for.
+        recalibration_images: evenly spaced, to recalibrate batch statistics on; on the devices.
         validation: the validation examples, on the devices.
     """
 
@@ -124,16 +128,16 @@ class DataLoader:
         self._executor = ThreadPoolExecutor(max_workers=1)
         self._loading: dict[int, Future[Examples]] = {}  # by the number of the shard in the run
         self.validation = put(validation, self._sharding)
+        step = max(1, self.shards.images // min(RECALIBRATION_IMAGES, self.shards.size))
         if self.shards.is_single:
             images = read_images(training.images, 0, self.shards.images)
-            self.spec = put(Examples(images, training.labels), self._sharding)
-            self.recalibration_images = self.spec.images
+            self.shard_spec = put(Examples(images, training.labels), self._sharding)
+            spaced = images[::step]
         else:
-            self.spec = Examples(*map(self._shard_spec, training))
-            step = max(1, self.shards.images // min(RECALIBRATION_IMAGES, self.shards.size))
-            chosen = range(0, self.shards.images, step)
-            images = [read_images(training.images, i, i + 1) for i in chosen]
-            self.recalibration_images = put(np.concatenate(images), self._sharding)
+            self.shard_spec = Examples(*map(self._shape, training))
+            rows = range(0, self.shards.images, step)
+            spaced = np.concatenate([read_images(training.images, i, i + 1) for i in rows])
+        self.recalibration_images = put(spaced, self._sharding)
 
     def epoch(self, epoch: int) -> Iterator[Examples]:
         """The shards of an epoch. Each is loaded while the one before it is used.
@@ -145,7 +149,7 @@ class DataLoader:
                 loaded in advance.
         """
         if self.shards.is_single:
-            yield self.spec
+            yield self.shard_spec
             return
         count = self.shards.count
         for number in range((epoch - 1) * count, epoch * count):
@@ -161,6 +165,6 @@ class DataLoader:
         slices = shard_slices(self.shards, self._config.seed, epoch + 1, shard)
         return jax.block_until_ready(put(read_shard(self._training, slices), self._sharding))
 
-    def _shard_spec(self, array: np.ndarray) -> jax.ShapeDtypeStruct:
+    def _shape(self, array: np.ndarray) -> jax.ShapeDtypeStruct:
         shape = (self.shards.size, *array.shape[1:])
         return jax.ShapeDtypeStruct(shape, array.dtype, sharding=self._sharding)

@@ -45,9 +45,6 @@ CLASS_NAMES: dict[str, tuple[str, ...]] = {
 }
 """What the labels 0, 1, ... of each dataset mean."""
 
-RECALIBRATION_IMAGES = 10_000
-"""About how many training images, evenly spaced, batch statistics are recomputed on."""
-
 FALLBACK = """
 ========================================================================
 {}
@@ -87,7 +84,7 @@ class DataSpec(NamedTuple):
 
     image_shape: tuple[int, ...]
     classes: int
-    train_images: int  # how many images an epoch uses
+    train_images: int  # of which an epoch uses as many as fill whole batches
 
     @property
     def pixels(self) -> int:

@@ -13,7 +13,7 @@ from mnist_jax.data.loader import DataLoader
 from mnist_jax.errors import is_live, progress_bar, say, unusable
 from mnist_jax.explain import analysis, network_plots, training_plots
 from mnist_jax.explain.analysis import Network
-from mnist_jax.fit import train_epoch
+from mnist_jax.fit import run_epoch
 from mnist_jax.model import Layer, dense_layers
 from mnist_jax.preprocess import Images
 from mnist_jax.runs.results import Run, first_layers
@@ -32,23 +32,23 @@ def train_again(run: Run, training: Examples) -> dict[int, tuple[Layer, ...]]:
     A run repeats bit for bit on the same machine. A warning says so where it does not.
     """
     setup, config = run.setup, run.config
-    networks = population.networks([config.seed], [config.hparams])
+    members = population.members([config.seed], [config.hparams])
     loader = DataLoader(config, training)
     epochs = int(run.states.step[0]) // run.spec.steps_per_epoch(config.batch_size)
     frames = np.linspace(0, epochs, FRAMES).round()
 
     def layers_of(states: TrainState) -> tuple[Layer, ...]:
         images = loader.recalibration_images
-        states = population.recalibrate(setup, states, networks, images)
+        states = population.recalibrate(setup, states, members, images)
         state = jax.tree.map(lambda leaf: np.array(leaf[0]), states)
         return dense_layers(state.eval_params, state.model_state)
 
-    states = population.init(setup, networks)
+    states = population.init(setup, members)
     path = {0: layers_of(states)}
     if not is_live():
         say(f"training again, {epochs} epochs, to draw the path of training")
     for epoch in progress_bar(range(1, epochs + 1), desc="training again"):
-        states, _ = train_epoch(setup, states, networks, loader, epoch)
+        states, _ = run_epoch(setup, states, members, loader, epoch)
         if epoch in frames:
             path[epoch] = layers_of(states)
     differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), path[epochs], first_layers(run))

@@ -101,6 +101,11 @@ def _make_mesh(shape: MeshShape) -> Mesh:
     return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * 2)
 
 
+def axis_size(name: str) -> int:
+    """How many devices share this axis of the mesh that `use_mesh` has set; 1 without a mesh."""
+    return jax.sharding.get_abstract_mesh().shape.get(name, 1)
+
+
 def sharding(*axes: str) -> NamedSharding | None:
     """Leading array axes are sharded over these mesh axes, the others copied; None without a mesh.
 

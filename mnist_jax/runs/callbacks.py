@@ -37,7 +37,7 @@ class Callback:
         """
 
     def on_run_end(self, summary: Json) -> None:
-        """When summary and figures are in the run folder."""
+        """After the test, and after summary and figures were saved if the disk allowed it."""
 
     def close(self) -> None:
         """After the run, however it ended, to release files and the like."""

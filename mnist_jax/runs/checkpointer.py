@@ -69,7 +69,7 @@ class Checkpointer:
         folder = self._folder or Path()  # only the primary process knows it, and loads
         return arrays_from_primary(lambda: checkpoint.load(folder, shapes), shapes)
 
-    def begin(self) -> None:
+    def refresh(self) -> None:
         """Writes the config and the metrics so far. A run that goes on loses its summary."""
         if is_primary():
             if not self.is_finished:

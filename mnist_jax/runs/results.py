@@ -17,7 +17,7 @@ from mnist_jax.data.loader import plan_shards
 from mnist_jax.errors import InputError, say
 from mnist_jax.model import Layer, dense_layers
 from mnist_jax.parallel.mesh import gather_to_host
-from mnist_jax.population import Networks, Setup
+from mnist_jax.population import Members, Setup
 from mnist_jax.preprocess import AnyArray, Images
 from mnist_jax.runs import checkpoint, rundir
 from mnist_jax.runs.rundir import Json
@@ -46,9 +46,9 @@ class Run(NamedTuple):
         return Setup(self.config, self.spec, self.make_recipe)
 
     @property
-    def networks(self) -> Networks:
+    def members(self) -> Members:
         """The keys and hyperparameters of the networks."""
-        return population.networks_of(self.config)
+        return population.members_of(self.config)
 
     @property
     def recipe(self) -> Recipe:
@@ -95,8 +95,8 @@ def untrained(path: Path, config: Config, data_info: Json, make_recipe: MakeReci
     class_names, sha256 = tuple(data_info["class_names"]), tuple(data_info["sha256"])
     images_used = plan_shards(config, data_info["train_images"]).images_used
     spec = DataSpec(tuple(data_info["image_shape"]), len(class_names), images_used)
-    setup, networks = Setup(config, spec, make_recipe), population.networks_of(config)
-    shapes = jax.eval_shape(partial(population.init, setup), networks)
+    setup, members = Setup(config, spec, make_recipe), population.members_of(config)
+    shapes = jax.eval_shape(partial(population.init, setup), members)
     return Run(path, config, spec, class_names, sha256, shapes, make_recipe)
 
 
@@ -148,12 +148,12 @@ def load_data(run: Run, data_dir: Path | None = None) -> Dataset:
 
 def measure(run: Run, examples: Examples) -> Json:
     """The test results of a summary. Their standard deviation (n - 1) is None for one seed."""
-    setup, states, networks = run.setup, run.states, run.networks
+    setup, states, members = run.setup, run.states, run.members
     with memory_errors(run.config):
-        evaluation = gather_to_host(population.evaluate(setup, states, networks, examples))
+        evaluation = gather_to_host(population.evaluate(setup, states, members, examples))
         ensemble_errors = {}
         if run.config.seeds > 1:
-            logits = population.predict(setup, states, networks, examples.images)
+            logits = population.predict(setup, states, members, examples.images)
             wrong = ensemble(gather_to_host(logits)) != examples.labels
             ensemble_errors["test_errors_of_ensemble"] = int(wrong.sum())
     confusion = evaluation.confusion.sum(axis=0)
@@ -212,7 +212,7 @@ def first_layers(run: Run) -> tuple[Layer, ...]:
 def probabilities(run: Run, images: Images) -> Float[np.ndarray, "n classes"]:
     """The probabilities that the network of the first seed gives the classes of each image."""
     with memory_errors(run.config):
-        logits = population.predict(run.setup, run.states, run.networks, images)
+        logits = population.predict(run.setup, run.states, run.members, images)
         logits = np.asarray(logits)[0]
     with np.errstate(invalid="ignore"):  # a network that diverged has nan for an answer
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))  # JAX would compile for 0.2 s

@@ -18,7 +18,7 @@ from mnist_jax.config import Config, Hparams, validate
 from mnist_jax.data import Dataset, Examples
 from mnist_jax.data.loader import DataLoader, plan_shards
 from mnist_jax.errors import Interrupted, is_live, progress_bar, say
-from mnist_jax.fit import resolve, train_epoch
+from mnist_jax.fit import resolve, run_epoch
 from mnist_jax.parallel.mesh import (
     MeshShape,
     free_bytes,
@@ -28,7 +28,7 @@ from mnist_jax.parallel.mesh import (
     use_mesh,
 )
 from mnist_jax.parallel.multihost import max_over_processes
-from mnist_jax.population import Networks, Setup
+from mnist_jax.population import Members, Setup
 from mnist_jax.preprocess import AnyArray
 from mnist_jax.runs.records import add_seconds
 from mnist_jax.runs.rundir import Json
@@ -126,24 +126,24 @@ class Trainer:
         """The rows of as many of `trials` as memory holds at once, from the first."""
         setup = trials[0].setup
         while True:
-            members = [
+            pairs = [
                 (seed, trial.config.hparams) for trial in trials for seed in trial.config.all_seeds
             ]
-            shape = mesh_shape(len(members), setup.config.batch_size, self.mesh, padded=True)
-            copies = itertools.islice(itertools.cycle(members), -len(members) % shape[0])
-            seeds, hparams = zip(*members, *copies, strict=True)
+            shape = mesh_shape(len(pairs), setup.config.batch_size, self.mesh, padded=True)
+            copies = itertools.islice(itertools.cycle(pairs), -len(pairs) % shape[0])
+            seeds, hparams = zip(*pairs, *copies, strict=True)
             with use_mesh(shape):
                 with add_seconds(self.seconds, "compile"):
                     loader = DataLoader(setup.config, self.training, self.validation)
-                    networks = population.networks(seeds, hparams)
+                    members = population.members(seeds, hparams)
                     needed = population.compile_programs(
-                        setup, networks, loader.spec, loader.validation
+                        setup, members, loader.shard_spec, loader.validation
                     )
                 # The process with the least free memory decides.
                 needed, negative = max_over_processes(needed, -free_bytes())
                 free = -negative
                 if needed <= free or len(trials) == 1:
-                    return self._train_at_once(trials, networks, loader, epochs, bar)
+                    return self._train_at_once(trials, members, loader, epochs, bar)
             count = max(1, len(trials) * free // needed)
             say(f"memory holds {count:,} of these {len(trials):,} configurations at once")
             trials = trials[:count]
@@ -151,7 +151,7 @@ class Trainer:
     def _train_at_once(
         self,
         trials: Sequence[Trial],
-        networks: Networks,
+        members: Members,
         loader: DataLoader,
         epochs: int,
         bar: tqdm,
@@ -160,23 +160,23 @@ class Trainer:
         setup, seeds = trials[0].setup, trials[0].config.seeds
         start, stop = trials[0].epochs_done, min(epochs, setup.config.epochs)
         if start:
-            places = range(len(networks.keys))  # those of copies wrap around
+            places = range(len(members.keys))  # those of copies wrap around
             states = jax.tree.map(
                 lambda *leaves: np.take(np.concatenate(leaves), places, axis=0, mode="wrap"),
                 *(trial.states for trial in trials),
             )
         else:
-            states = population.init(setup, networks)
+            states = population.init(setup, members)
         states, train_loss = shard(states), np.array([])
         for epoch in range(start + 1, stop + 1):
             with add_seconds(self.seconds, "train"):
-                states, metrics = train_epoch(setup, states, networks, loader, epoch)
+                states, metrics = run_epoch(setup, states, members, loader, epoch)
             train_loss = metrics.loss[: len(trials) * seeds]  # without copies
             self._report(train_loss, bar)
         with add_seconds(self.seconds, "evaluate"):
             images = loader.recalibration_images
-            calibrated = population.recalibrate(setup, states, networks, images)
-            evaluation = population.evaluate(setup, calibrated, networks, loader.validation)
+            calibrated = population.recalibrate(setup, states, members, images)
+            evaluation = population.evaluate(setup, calibrated, members, loader.validation)
             evaluation = gather_to_host(evaluation)
 
         keeps = stop < setup.config.epochs and _hosts_have_room(states)

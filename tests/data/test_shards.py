@@ -67,15 +67,15 @@ def test_one_shard_that_holds_all_images_is_no_sharding(tmp_path, no_figures):
 def test_an_epoch_trains_on_one_shard_after_the_other(uninterrupted, digits):
     """By hand: the images of each shard looked up one by one, and the same epochs on them."""
     setup = Setup(SHARDED, DataSpec((8, 8), 10, THREE.images_used))
-    networks = population.networks_of(SHARDED)
-    states, records = population.init(setup, networks), timeless(uninterrupted.path)
+    members = population.members_of(SHARDED)
+    states, records = population.init(setup, members), timeless(uninterrupted.path)
     for epoch in (1, 2, 3):
         losses, errors = [], 0
         for shard in range(3):
             slices = shard_slices(THREE, 0, epoch, shard)
             chosen = np.concatenate([np.arange(start, stop) for start, stop in slices])
             examples = Examples(*(jax.device_put(array[chosen]) for array in digits.train))
-            states, metrics = population.train_epoch(setup, states, networks, examples)
+            states, metrics = population.train_epoch(setup, states, members, examples)
             losses.append(np.asarray(metrics.loss))
             errors += np.asarray(metrics.errors)
         record = records[epoch - 1]

@@ -21,7 +21,7 @@ def test_the_answers_to_copies_of_test_images_are_averaged(tmp_path, monkeypatch
     test = load_data(run).test
 
     def shares_of(images):
-        logits = population.predict(run.setup, run.states, run.networks, images)
+        logits = population.predict(run.setup, run.states, run.members, images)
         return np.asarray(jax.nn.softmax(logits))
 
     def counted(augment):

@@ -143,9 +143,9 @@ config = Config(dataset="digits", seeds=8)
 setup = population.Setup(config, DataSpec((8, 8), 10, 1437))
 for shape in ((8, 1), (1, 8)):
     with mesh.use_mesh(shape):
-        networks = population.networks_of(config)
-        states = mesh.shard(population.init(setup, networks))
-        args = setup, states, networks, mesh.replicate(digits.train)
+        members = population.members_of(config)
+        states = mesh.shard(population.init(setup, members))
+        args = setup, states, members, mesh.replicate(digits.train)
         text = population.train_epoch.lower(*args).compile().as_text()
     words = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "infeed", "outfeed")
     counts[shape[1]] = {word: text.count(f" {word}(") for word in words}

@@ -421,9 +421,9 @@ def test_a_signal_on_a_full_disk_reports_both(tmp_path, monkeypatch):
 def test_one_network_diverges_and_the_others_continue(tmp_path, uninterrupted, capsys):
     """Seed 1 gets a loss that is not a number in step 61; for seed 0 nothing changes."""
     from mnist_jax import prng
-    from mnist_jax.train import NOISE
+    from mnist_jax.train import STEP
 
-    keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(prng.key(1), NOISE), 60))
+    keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(prng.key(1), STEP), 60))
     fatal = jax.random.key_data(keys[0])
 
     def recipe(*args):

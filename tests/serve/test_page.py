@@ -43,8 +43,8 @@ def untrained(shape=(28, 28), classes=DIGITS, test=60, **options) -> tuple[Run, 
     train, train_labels, images, labels = tiny_arrays(40, test, *shape, classes=len(classes))
     config = Config(dataset="local", **options)
     spec = DataSpec(shape, len(classes), 200)
-    setup, networks = population.Setup(config, spec), population.networks_of(config)
-    states = jax.eval_shape(partial(population.init, setup), networks)
+    setup, members = population.Setup(config, spec), population.members_of(config)
+    states = jax.eval_shape(partial(population.init, setup), members)
     random = np.random.default_rng(7)
 
     def random_leaf(leaf):

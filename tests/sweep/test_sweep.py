@@ -72,11 +72,11 @@ def test_networks_of_one_program_train_as_their_configs_say(values, digits):
     pair = make_trials(config, changes, dataset, 200, train.default_recipe)
     setup = pair[0].setup
     assert pair[1].setup == setup
-    networks = population.networks([5, 5], [own.hparams for own in configs])
-    states = population.init(setup, networks)
+    members = population.members([5, 5], [own.hparams for own in configs])
+    states = population.init(setup, members)
     with jax.checking_leaks():
-        states, metrics = population.train_epoch(setup, states, networks, examples)
-    states = population.recalibrate(setup, states, networks, examples.images)
+        states, metrics = population.train_epoch(setup, states, members, examples)
+    states = population.recalibrate(setup, states, members, examples.images)
 
     @partial(jax.jit, static_argnames="config")
     def train_alone(key, examples, config):
@@ -86,7 +86,7 @@ def test_networks_of_one_program_train_as_their_configs_say(values, digits):
         return train.recalibrate(recipe, state, examples.images, key), metrics
 
     for i, own in enumerate(configs):
-        solo, solo_metrics = train_alone(networks.keys[i], examples, own)
+        solo, solo_metrics = train_alone(members.keys[i], examples, own)
         member = jax.tree.map(lambda leaf, i=i: leaf[i], states)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), member, solo
@@ -158,15 +158,15 @@ def test_what_memory_does_not_hold_is_trained_in_turn(folder, tmp_path, monkeypa
     counts = []
     compile_programs = population.compile_programs
 
-    def counting(setup, networks, *shapes):
-        counts.append(len(networks.keys))
-        return compile_programs(setup, networks, *shapes)
+    def counting(setup, members, *shapes):
+        counts.append(len(members.keys))
+        return compile_programs(setup, members, *shapes)
 
     monkeypatch.setattr(population, "compile_programs", counting)
     images, labels = np.zeros((1150, 8, 8), np.uint8), np.zeros(1150, np.uint8)
     few = Examples(images[:287], labels[:287])
     setup = Setup(SMALL, DataSpec((8, 8), 10, 1150))
-    six = population.networks(range(6), [SMALL.hparams] * 6)
+    six = population.members(range(6), [SMALL.hparams] * 6)
     bytes_of_six = compile_programs(setup, six, Examples(images, labels), few)
     monkeypatch.setattr(trials, "free_bytes", lambda: bytes_of_six)
     out = sweep(SMALL, SPACE, out=tmp_path / "small")

@@ -31,15 +31,15 @@ from mnist_jax import population  # noqa: E402
 images = asked["images"]
 setup = population.Setup(config, data.DataSpec((28, 28), 10, images))
 training = jax.device_put(Examples(mnist.train.images[:images], mnist.train.labels[:images]))
-networks = population.networks_of(config)
-population.compile_programs(setup, networks, training, mnist.test)
-states = population.init(setup, networks)
+members = population.members_of(config)
+population.compile_programs(setup, members, training, mnist.test)
+states = population.init(setup, members)
 for _ in range(config.epochs):
     start = time.perf_counter()
-    states, metrics = population.train_epoch(setup, states, networks, training)
+    states, metrics = population.train_epoch(setup, states, members, training)
     jax.block_until_ready(metrics)
     seconds, errors = time.perf_counter() - start, None
     if asked["evaluate"]:
-        evaluation = population.evaluate(setup, states, networks, mnist.test)
+        evaluation = population.evaluate(setup, states, members, mnist.test)
         errors = int(jax.device_get(evaluation).errors[0])
     common.report("epoch", seconds=seconds, errors=errors)

@@ -60,9 +60,9 @@ config = Config(
     seed=asked["seed"], batch_size=BATCH, hidden=tuple(asked["hidden"]), learning_rate=1e-4
 )
 setup = population.Setup(config, data.DataSpec((28, 28), 10, asked["images"]))
-networks = population.networks_of(config)
-population.compile_programs(setup, networks, training, mnist.test)
-states = population.init(setup, networks)
+members = population.members_of(config)
+population.compile_programs(setup, members, training, mnist.test)
+states = population.init(setup, members)
 chain_ms, step_ms, best_gflops = [], [], []
 kind = jnp.bfloat16 if asked["precision"] == "bfloat16" else jnp.float32
 squares = [jax.random.normal(jax.random.key(0), (side, side), kind) for side in SIDES]
@@ -72,7 +72,7 @@ for _ in range(asked["turns"]):
     gradients = jax.block_until_ready(chain(inputs, kernels))
     chain_ms.append((time.perf_counter() - start) / STEPS * 1e3)
     start = time.perf_counter()
-    states, metrics = population.train_epoch(setup, states, networks, training)
+    states, metrics = population.train_epoch(setup, states, members, training)
     jax.block_until_ready(metrics)
     step_ms.append((time.perf_counter() - start) / STEPS * 1e3)
     for square in squares:
