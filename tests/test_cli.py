@@ -528,7 +528,7 @@ CACHED = ["train", "--dataset", "digits", "--hidden", "16", "--epochs", "2"]
 COUNTING = """
 import collections, sys
 from mnist_jax.__main__ import main
-from mnist_jax.cli import keep_compiled_programs
+from mnist_jax.options import keep_compiled_programs
 
 keep_compiled_programs(True)  # before JAX is imported
 import jax.monitoring

@@ -343,4 +343,4 @@ def test_a_run_in_shards_is_explained_by_training_as_it_did(digits, tmp_path, ca
 @pytest.mark.parametrize("count", [-1, 1, 127])
 def test_a_shard_smaller_than_a_batch_is_refused(count):
     with pytest.raises(InputError, match=rf"--shard-images {count} cannot be used: it takes "):
-        validate(Config(shard_images=count))
+        loader.plan_shards(validate(Config(shard_images=count)), 60_000)
