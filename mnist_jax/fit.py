@@ -119,11 +119,13 @@ def fit(
                 run = run._replace(states=gather_to_host(run.states))
             summary = summarize(run, metadata, checkpointer.history, result)
             summary |= {"resumed_from_epoch": resumed_from_epoch, "seconds": seconds}
-            with add_seconds(seconds, "figures"):
-                checkpointer.write(lambda: save_figures(run, dataset, summary))
-            seconds["total"] = time.perf_counter() - started
-            if not checkpointer.failure:  # a summary says that the folder has everything
-                checkpointer.write(lambda: rundir.write_summary(out, summary))
+            try:
+                with add_seconds(seconds, "figures"):
+                    checkpointer.write(lambda: save_figures(run, dataset, summary))
+            finally:  # if memory runs out for a figure, the result is still saved
+                seconds["total"] = time.perf_counter() - started
+                if not checkpointer.failure:
+                    checkpointer.write(lambda: rundir.write_summary(out, summary))
             for callback in callbacks:
                 callback.on_run_end(summary)
         if checkpointer.failure:

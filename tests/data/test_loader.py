@@ -165,9 +165,9 @@ def test_the_spec_is_what_a_shard_is(digits):
     for config in (SHARDED, dataclasses.replace(SHARDED, shard_images=0)):
         data_loader = DataLoader(config, digits.train)
         examples = next(data_loader.epoch(1))
-        for spec, array in zip(data_loader.spec, examples, strict=True):
+        for spec, array in zip(data_loader.shard_spec, examples, strict=True):
             assert (spec.shape, spec.dtype) == (array.shape, array.dtype)
-        jax.jit(lambda examples: examples.labels).lower(data_loader.spec).compile()(examples)
+        jax.jit(lambda examples: examples.labels).lower(data_loader.shard_spec).compile()(examples)
 
 
 def test_a_single_shard_is_the_same_arrays_in_every_epoch(digits):
