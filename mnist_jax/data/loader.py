@@ -1,7 +1,7 @@
 """Loads training examples to the devices: all at once, or one shard after the other.
 
-While networks train on a shard, the next one is loaded. The seed and the epoch decide which images
-a shard has. Each network shuffles them for itself (see `train.train_epoch`).
+While networks train on a shard, the next one is loaded. The seed and the epoch determine the images
+of a shard. Each network then shuffles them in a different order (see `train.train_epoch`).
 """
 
 import dataclasses
@@ -22,24 +22,24 @@ DEFAULT_SHARD_BYTES = 2**27
 """Size of a shard of images that stay on disk, if the config does not give a number of images."""
 
 MAX_BLOCK_IMAGES = 256
-"""Images are shuffled in blocks of at most so many neighbours, which a disk reads fast."""
+"""Images are shuffled in blocks of at most this many neighbours, which a disk reads fast."""
 
 MIN_BLOCKS = 100
-"""A shard has at least so many blocks, so that it resembles the whole set. In a small shard a block
-is a single image."""
+"""A shard has at least this many blocks, so that it resembles the whole set. In a small shard a
+block is a single image."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
     """How the images of an epoch are divided into shards, all of the same size."""
 
-    images: int  # to choose from
+    images: int  # all training images
     count: int
     size: int  # images in a shard: all of them, or whole batches
 
     @property
     def images_used(self) -> int:
-        """Images in an epoch. Each epoch leaves out different ones."""
+        """The number of images in an epoch. Each epoch leaves out different images."""
         return self.count * self.size
 
     @property
@@ -52,7 +52,7 @@ def plan_shards(config: Config, train_images: int) -> Shards:
     """As few shards as `config.shard_images` allows.
 
     Raises:
-        InputError: all images, or those of a shard, are fewer than one batch takes.
+        InputError: all images, or those of a shard, do not fill a batch.
     """
     batches = whole_batches(train_images, config.batch_size)
     if config.shard_images == 0 or config.shard_images >= train_images:
@@ -76,10 +76,10 @@ def default_shard_images(config: Config, training: Examples) -> int:
 
 
 def shard_slices(shards: Shards, seed: int, epoch: int, shard: int) -> Int[np.ndarray, "slices 2"]:
-    """Which images shard number `shard` has in an epoch: slices of the training set, ascending.
+    """The images of shard number `shard` in an epoch, as ascending slices of the training set.
 
-    Blocks of neighbours are shuffled and put end to end. A shard is a section of that, so the first
-    and last block in it may be incomplete.
+    An epoch is a shuffled sequence of blocks. A shard is a section of it, so the first and last
+    block in the shard may be incomplete.
     """
     block_size = min(MAX_BLOCK_IMAGES, max(1, shards.size // MIN_BLOCKS))
     starts = np.arange(0, shards.images, block_size)
@@ -110,8 +110,8 @@ class DataLoader:
 
     Attributes:
         shards: how an epoch is divided.
-        spec: the arrays of a single shard, or else their shapes, to compile programs for.
-        recalibration_images: those on which batch statistics are recalibrated, on the devices.
+        spec: the arrays of a single shard, else the shapes of each shard, to compile programs for.
+        recalibration_images: images to recalibrate batch statistics on, on the devices.
         validation: the validation examples, on the devices.
     """
 
@@ -120,9 +120,9 @@ class DataLoader:
     ) -> None:
         self.shards = plan_shards(config, len(training.labels))
         self._config, self._training = config, training
-        self._sharding = sharding()  # here, as the mesh is not set in other threads
+        self._sharding = sharding()  # here: other threads do not have the mesh
         self._executor = ThreadPoolExecutor(max_workers=1)
-        self._loading: dict[int, Future[Examples]] = {}  # by the number of the shard in the run
+        self._loading: dict[int, Future[Examples]] = {}  # by number of the shard in the run
         self.validation = put(validation, self._sharding)
         if self.shards.is_single:
             images = read_images(training.images, 0, self.shards.images)
@@ -131,14 +131,14 @@ class DataLoader:
         else:
             self.spec = Examples(*map(self._shard_spec, training))
             step = max(1, self.shards.images // min(RECALIBRATION_IMAGES, self.shards.size))
-            chosen = range(0, self.shards.images, step)
-            images = [read_images(training.images, i, i + 1) for i in chosen]
+            indices = range(0, self.shards.images, step)
+            images = [read_images(training.images, i, i + 1) for i in indices]
             self.recalibration_images = put(np.concatenate(images), self._sharding)
 
     def epoch(self, epoch: int) -> Iterator[Examples]:
         """The shards of an epoch. Each is loaded while the one before it is used.
 
-        At most two are in memory if the caller drops each before it asks for the next.
+        At most two are in memory if the caller deletes each one before asking for the next.
 
         Args:
             epoch: its number, from 1 on. Epochs may come in any order, but only the next one is
