@@ -1,6 +1,6 @@
 """mnist_jax: multilayer perceptrons on MNIST in functional JAX.
 
-What scripts and notebooks use is imported when it is asked for: `from mnist_jax import Config`.
+Names for scripts and notebooks are imported on first use: `from mnist_jax import Config`.
 """
 
 import importlib

@@ -41,12 +41,12 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Exit codes: 0 done, 2 bad input, 130 after Ctrl-C, 143 after SIGTERM, 1 anything else.
     """
-    atexit.register(gc.freeze)  # else Python collects garbage for half a second as it exits
+    atexit.register(gc.freeze)  # else garbage collection at exit takes half a second
     args = sys.argv[1:] if args is None else args
     try:
         with _sigterm_as_interrupt():
             parse(args)()
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # whoever reads the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (InputError, OSError) as error:
@@ -65,10 +65,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def parse(args: Sequence[str]) -> Callable[[], None]:
-    """The command that `args` spell, with its arguments.
+    """The command in `args`, with its arguments bound.
 
     Raises:
-        InputError: they spell none; in one line.
+        InputError: `args` are not a valid command; the message is one line.
     """
     output = io.StringIO()
     try:
@@ -82,7 +82,7 @@ def parse(args: Sequence[str]) -> Callable[[], None]:
     except SystemExit as exit:
         if exit.code in (0, None):
             raise
-        # tyro draws a box: what is wrong, then help, paragraph by paragraph.
+        # tyro prints a box: the error, then help, with rules between the paragraphs.
         lines = [line.strip("│╭╮╰╯ \n") for line in output.getvalue().splitlines()[1:-1]]
         paragraphs = [" ".join(part.split()) for part in re.split("─{9,}", " ".join(lines))]
         parts = [part.rstrip(".") for part in paragraphs if not part.startswith("For full help")]
@@ -119,17 +119,17 @@ def _sigterm_as_interrupt():
 
 
 def _resume_command(args: Sequence[str], run: Path) -> str:
-    """The command that resumes `run`, which a command with `args` began."""
-    kept, skip = [], False
+    """The command that resumes `run`, which was started with `args`."""
+    arguments, skip = [], False
     for arg in args:
         if not skip and arg not in ("--out", "--resume") and not arg.startswith("--out="):
-            kept.append(arg)
+            arguments.append(arg)
         skip = arg == "--out"
-    return shlex.join(["mnist-jax", *kept, "--out", str(run), "--resume"])
+    return shlex.join(["mnist-jax", *arguments, "--out", str(run), "--resume"])
 
 
 def _leave(error: OneLine, code: int) -> NoReturn:
-    """Prints the error and exits; a notebook, which lives on, shows the error itself."""
+    """Prints the error and exits. In a notebook it raises the error instead."""
     if in_notebook():
         warnings.filterwarnings("ignore", "Unknown failure executing module")  # from %run -m
         raise error from None

@@ -1,7 +1,7 @@
-"""Random deformations of one image, as pure functions; `vmap` makes the batch.
+"""Random deformations of one image, as pure functions; `vmap` applies them to a batch.
 
-A deformation says where in the image each pixel of the result is read. Affine and elastic
-deformations are added up, so that one bilinear resampling does both.
+A deformation says from where in the image each pixel of the result is read. Affine and elastic
+deformations are added, so that one bilinear resampling applies both.
 """
 
 from functools import partial
@@ -17,7 +17,7 @@ from mnist_jax.preprocess import AnyArray, Images, Scalar
 
 Image = Num[AnyArray, "height width"]
 Coordinates = Float[AnyArray, "2 height width"]
-"""The row and the column at which each pixel is read, in pixels from the first."""
+"""The row and the column from which each pixel is read, in pixels, counted from 0."""
 
 Pair = Float[AnyArray, "2"]
 
@@ -89,7 +89,7 @@ def resample(image: Image, coordinates: Coordinates) -> Float[Array, "height wid
 
 
 class Strength(NamedTuple):
-    """The largest deformation; every amount is drawn uniformly between this and its opposite."""
+    """The limits of a random deformation; each amount is drawn uniformly from [-limit, limit]."""
 
     rotation_degrees: Scalar = 0.0
     shear_degrees: Scalar = 0.0
@@ -125,7 +125,7 @@ def deform(strength: Strength, key: Key[Array, ""], image: Image) -> Float[Array
     height, width = image.shape
     coordinates = affine((height, width), change)
     if strength.elastic_alpha_pixels is not None:
-        # 256 values from -1 to 1 are enough for what is then averaged over many pixels.
+        # 256 values from -1 to 1 are enough: the noise is then averaged over many pixels.
         noise = jax.random.bits(elastic_key, (2, height, width), jnp.uint8)
         noise = (noise.astype(jnp.float32) - 127.5) / 127.5
         sigma, alpha = strength.elastic_sigma_pixels, strength.elastic_alpha_pixels

@@ -1,4 +1,4 @@
-"""The command line: one function a command, whose parameters are its options."""
+"""The command line: each command is a function, and its parameters are the options."""
 
 import importlib
 import threading
@@ -38,7 +38,7 @@ def train(
     options.keep_compiled_programs(compilation_cache and not processes.coordinator)
     validate(config)
     with processes.join():
-        if out and processes.coordinator is None:  # else fit asks the first process
+        if out and processes.coordinator is None:  # else fit checks in the first process
             rundir.require_free(out, resume)
         # Importing JAX keeps one core busy for half a second. Another one reads the data meanwhile.
         importing = threading.Thread(target=_import_fit)
@@ -103,10 +103,10 @@ def sweep(
         data_dir: Folder with the dataset's files, as for train.
         validation_images: How many of the last training images to compare on; by default as many
             as there are test images, or a fifth of the training images if that is fewer.
-        seed: The first seed of each configuration; it also decides what is drawn.
+        seed: The first seed of each configuration; it also seeds the random draws.
         seeds: How many networks of each configuration are trained.
         samples: How many configurations to draw at random; 0 tries all combinations.
-        halving: Train the better half for twice as long, again and again (successive halving).
+        halving: Repeatedly drop the worse half and double the epochs (successive halving).
         out: The folder of the sweep; by default a new one under runs/.
         resume: Continue the sweep in --out, or start it, or say that it is finished.
     """
@@ -211,7 +211,7 @@ def explain(
     """Draw what the network of a run's first seed knows, and how it learned it.
 
     Args:
-        image: The test image whose way through the network is shown, counted from 0.
+        image: The test image to follow through the network, counted from 0.
     """
     options.keep_compiled_programs(compilation_cache)
     from mnist_jax.explain.run_figures import figures

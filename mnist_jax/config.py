@@ -1,4 +1,4 @@
-"""All that decides a run, in one frozen dataclass: default, flag and help text stand together."""
+"""The configuration of a run: one frozen dataclass with each default, flag and help text."""
 
 import dataclasses
 from pathlib import Path
@@ -23,14 +23,14 @@ Schedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 
 MAX_COUNT = 10**6
-"""The largest width, batch and number of epochs and seeds; memory often sets a lower limit."""
+"""Largest width, batch size, and number of epochs or seeds; memory often sets a lower limit."""
 
 
 class Hparams(NamedTuple):
     """The hyperparameters that change no array's shape.
 
-    They are arguments of the compiled programs, so networks with different values share one.
-    Each is a number, or a float32 array of no axes while a program is traced.
+    They are arguments of a compiled program, so networks with different values can share it.
+    Each is a number, or a float32 scalar array while a program is traced.
     """
 
     learning_rate: Any
@@ -52,11 +52,11 @@ class Hparams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A run is a pure function of this, the data and the seed. `validate` checks the values."""
+    """The options of a run. They and the data determine its result. `validate` checks them."""
 
     dataset: str = "auto"
     """mnist, fashion_mnist, kmnist, emnist/SPLIT, digits, or local (your own files in --data-dir);
-    auto is mnist, or the embedded digits where mnist cannot be had."""
+    auto is mnist, or the embedded digits if mnist is not available."""
 
     data_dir: Path | None = None
     """Folder with the dataset's IDX files (plain or .gz) or Keras' mnist.npz, or that file itself.
@@ -66,7 +66,7 @@ class Config:
     """How many of the last training images are held out for validation."""
 
     hidden: tuple[int, ...] = (512, 512)
-    """Width of each hidden layer; none is softmax regression."""
+    """Width of each hidden layer; without any, the network is softmax regression."""
 
     activation: Activation = "relu"
     """Activation function of the hidden layers."""
@@ -90,16 +90,16 @@ class Config:
     """Batch normalisation before each activation."""
 
     rotation_degrees: float = 0.0
-    """Rotate each training image by a random angle of at most this, anew in every epoch."""
+    """Rotate each training image by a random angle up to this, anew in every epoch."""
 
     shear_degrees: float = 0.0
-    """Shear each training image by a random angle of at most this."""
+    """Shear each training image by a random angle up to this."""
 
     scale: float = 0.0
-    """Change height and width of each training image by random fractions of at most this."""
+    """Change the height and width of each training image by random fractions up to this."""
 
     shift_pixels: float = 0.0
-    """Shift each training image by random distances of at most this."""
+    """Shift each training image by random distances up to this."""
 
     elastic_sigma_pixels: float = 4.0
     """Standard deviation of the Gaussian that smooths the elastic deformation."""
@@ -117,7 +117,7 @@ class Config:
     """Images in one step; the incomplete batch at the end of an epoch is dropped."""
 
     shard_images: int = 0
-    """How many training images are on the device at once, with as many more on their way; 0 is
+    """How many training images the device holds at once, while it loads as many again; 0 means
     all of them, or 128 MiB of a dataset that is read from disk."""
 
     optimizer: Optimizer = "sgd"
@@ -157,7 +157,7 @@ class Config:
     """The first seed: it decides the initial weights, the order of the images and the dropout."""
 
     seeds: int = 1
-    """How many networks are trained at once, on the seeds SEED, SEED + 1, ..."""
+    """How many networks are trained at once, with the seeds SEED, SEED + 1, ..."""
 
     @property
     def all_seeds(self) -> range:
@@ -182,10 +182,10 @@ class SaveOptions:
     """Minutes of training between checkpoints; there is always one at the end."""
 
     checkpoint_epochs: int = MAX_COUNT
-    """Epochs between checkpoints, if they pass sooner than the minutes."""
+    """Epochs between checkpoints, if they take less than the minutes."""
 
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints to keep; if one is damaged, the one before serves."""
+    """How many of the newest checkpoints to keep; if one is damaged, an older one is used."""
 
     def __post_init__(self) -> None:
         if not self.checkpoint_minutes >= 0:
@@ -244,12 +244,12 @@ def _are_widths(hidden: tuple[int, ...]) -> bool:
 def _check(config: Config, name: str, holds: bool, expected: str) -> None:
     if not holds:
         value = getattr(config, name)
-        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        raise unusable("--" + name.replace("_", "-"), shown, expected)
+        text = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        raise unusable("--" + name.replace("_", "-"), text, expected)
 
 
 def to_json(config: Config) -> dict[str, Any]:
-    """`config` as JSON has it; `from_json` is the way back."""
+    """`config` as a JSON object, which `from_json` reads."""
     data_dir = None if config.data_dir is None else str(config.data_dir)
     return {**vars(config), "data_dir": data_dir, "hidden": list(config.hidden)}
 
@@ -257,10 +257,10 @@ def to_json(config: Config) -> dict[str, Any]:
 def from_json(fields: dict[str, Any]) -> Config:
     """The config that `to_json` wrote, in this version or an earlier one.
 
-    A missing field takes its default: it is newer than the file.
+    A field that is newer than the file takes its default.
 
     Raises:
-        InputError: a field is unknown, or its value out of range.
+        InputError: a field is unknown, or its value is out of range.
     """
     defaults = to_json(Config())
     if unknown := ", ".join(sorted(set(fields) - set(defaults))):

@@ -1,4 +1,4 @@
-"""What people are told: errors that fit in a line, messages, and progress."""
+"""What the user sees: one-line errors, messages and progress bars."""
 
 import contextlib
 import sys
@@ -20,23 +20,23 @@ def in_notebook() -> bool:
 
 
 def is_live() -> bool:
-    """Whether somebody watches who can see a bar move."""
+    """Whether messages go to a terminal or a notebook, which can show a moving bar."""
     return sys.stderr.isatty() or in_notebook()
 
 
 def progress_bar(*args: Any, **options: Any) -> "tqdm":
     """tqdm's bar in a terminal or notebook, and no bar elsewhere."""
-    with warnings.catch_warnings(action="ignore"):  # that a notebook has no ipywidgets
-        from tqdm.auto import tqdm  # a tenth of a second, which commands without a bar save
+    with warnings.catch_warnings(action="ignore"):  # about missing ipywidgets
+        from tqdm.auto import tqdm  # takes a tenth of a second; only a bar needs it
 
     return tqdm(*args, disable=not is_live(), dynamic_ncols=True, **options)
 
 
 def say(message: str) -> None:
-    """Prints a line to standard error, above the progress bar where there is one."""
+    """Prints a line to standard error, above the progress bar if there is one."""
     from tqdm import tqdm
 
-    with contextlib.suppress(OSError):  # a terminal that is gone does not end a run
+    with contextlib.suppress(OSError):  # a closed terminal must not end a run
         tqdm.write(message, file=sys.stderr)
         sys.stderr.flush()
 
@@ -66,5 +66,5 @@ class Interrupted(OneLine, KeyboardInterrupt):
 
 
 def unusable(flag: str, value: object, expected: str) -> InputError:
-    """The error that says that `value` is not what `flag` takes."""
+    """The error for a `value` that `flag` does not accept."""
     return InputError(f"{flag} {value} cannot be used: it takes {expected}")

@@ -60,15 +60,15 @@ def fit(
         dataset: what `data.load` returns for `config`, if it is loaded already.
         callbacks: called after each epoch and at the end, see `runs/callbacks.py`.
         save_options: when checkpoints are saved.
-        resume: continue the run in `out` from its newest intact checkpoint, to the result that it
-            would have had without the interruption. Without a checkpoint it starts, and a finished
-            run stays as it is.
+        resume: continue the run in `out` from its newest intact checkpoint. The result is the same
+            as without the interruption. Without a checkpoint the run starts; a finished run does
+            not change.
         mesh: how many devices to shard the networks and each batch over; by default all.
         started: `time.perf_counter()` at the start of the process, for the record.
 
     Raises:
         InputError: the data, the config or the folder cannot be used. Nothing is left behind.
-        Interrupted: Ctrl-C or SIGTERM came. What was done is saved.
+        Interrupted: Ctrl-C or SIGTERM came. The epochs that ended are saved.
         SaveError: the run ended, but could not be saved.
     """
     now = time.perf_counter()
@@ -102,7 +102,7 @@ def fit(
                 states = checkpointer.restore(run.states)
             else:
                 states = population.init(run.setup, run.members)
-            states = jax.block_until_ready(shard(states))  # if memory runs out, it does so here
+            states = jax.block_until_ready(shard(states))  # raises here if memory runs out
             run = run._replace(states=states)
         callbacks = [*_default_callbacks(), *callbacks] if multihost.is_primary() else []
         resumed_from_epoch = len(checkpointer.history)
@@ -122,9 +122,9 @@ def fit(
             try:
                 with add_seconds(seconds, "figures"):
                     checkpointer.write(lambda: save_figures(run, dataset, summary))
-            finally:  # if memory runs out for a figure, the result is still saved
+            finally:  # save the result even if the figures fail
                 seconds["total"] = time.perf_counter() - started
-                if not checkpointer.failure:
+                if not checkpointer.failure:  # a summary marks the folder as complete
                     checkpointer.write(lambda: rundir.write_summary(out, summary))
             for callback in callbacks:
                 callback.on_run_end(summary)
@@ -141,7 +141,7 @@ def _train(
     seconds: dict[str, float],
     shutdown: Shutdown,
 ) -> Run:
-    """`run` after its last epoch, or after the one in which it was stopped.
+    """`run` after its last epoch, or after the epoch in which it was stopped.
 
     Raises:
         Interrupted: a signal came.
@@ -202,7 +202,7 @@ def combine_metrics(by_shard: Sequence[Metrics], steps: int) -> Metrics:
 
 
 def _validate(run: Run, loader: DataLoader) -> Json:
-    """What the validation images add to a line of metrics.jsonl."""
+    """The validation metrics, for a line of metrics.jsonl."""
     evaluation = population.evaluate(run.setup, run.states, run.members, loader.validation)
     evaluation = gather_to_host(evaluation)
     return {
@@ -214,7 +214,7 @@ def _validate(run: Run, loader: DataLoader) -> Json:
 
 
 def _result_of_last_params(run: Run, loader: DataLoader, test: Examples) -> Json:
-    """The test errors of the last parameters, where averaged ones are evaluated."""
+    """The test errors of the last parameters, if the averaged ones are evaluated."""
     if run.states.ema_params is None:
         return {}
     states = population.recalibrate(

@@ -1,4 +1,4 @@
-"""The network: a Flax MLP, and the pure functions through which the rest sees it."""
+"""The network: a Flax MLP, and the pure functions that other modules call."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ PyTree = Any
 Logits = Float[Array, "n classes"]
 
 EPSILON = 1e-5
-"""What batch normalisation adds to a variance before it divides."""
+"""Batch normalisation adds this to a variance, so that it never divides by zero."""
 
 DENSE_OPTIONS: dict[Precision, dict[str, Any]] = {
     "auto": {},  # whatever XLA chooses for the device
@@ -28,15 +28,15 @@ DENSE_OPTIONS: dict[Precision, dict[str, Any]] = {
 
 
 def no_state_to_recalibrate(params: PyTree, model_state: PyTree, inputs: Inputs) -> PyTree:
-    """The state of a network that keeps no statistics: as it is."""
+    """`model_state`, unchanged: the network has no batch statistics."""
     return model_state
 
 
 class Model(NamedTuple):
-    """A network as pure functions, whichever library it was written in.
+    """A network as pure functions. It may be written in any library.
 
-    `init(key)` returns the parameters, and whatever else the network carries from step to step,
-    such as batch statistics (`{}` for an MLP without batch normalisation).
+    `init(key)` returns the parameters, and the other state that the network carries from step to
+    step, such as batch statistics (`{}` for an MLP without batch normalisation).
 
     `apply(params, model_state, inputs, key)` returns the logits and the next `model_state`. The
     key draws dropout masks and noise. With None the network is in evaluation mode.
@@ -51,7 +51,7 @@ class Model(NamedTuple):
 
 
 class Noise(nn.Module):
-    """Adds Gaussian noise of standard deviation `std` in training; None adds none."""
+    """Adds Gaussian noise of standard deviation `std` in training, unless `std` is None."""
 
     std: Scalar | None
 
@@ -66,8 +66,8 @@ class Noise(nn.Module):
 class Dropout(nn.Module):
     """Sets entries to zero with probability `rate`, and scales the rest to keep the mean.
 
-    Each entry takes 16 random bits, half of what Flax' own layer draws. So `rate` is rounded to
-    the nearest 65,536th, and the scale is that of the rounded rate. None drops nothing.
+    It draws 16 random bits per entry, half as many as Flax's layer. So `rate` is rounded to a
+    multiple of 1/65,536, and the scale fits the rounded rate. None drops nothing.
     """
 
     rate: Scalar | None
@@ -86,7 +86,7 @@ class Dropout(nn.Module):
 def dot_with_few_columns(
     inputs: Array, kernel: Array, dimension_numbers: jax.lax.DotDimensionNumbers, **options: Any
 ) -> Array:
-    """`jax.lax.dot_general`, faster on CPUs where the kernel has few columns.
+    """`jax.lax.dot_general`, faster on CPUs if the kernel has few columns.
 
     The gradient of a kernel with ten columns is a product with ten columns. XLA's CPU backend takes
     far longer for that than for its transpose, which the barrier makes it compute instead.
@@ -172,7 +172,7 @@ def from_linen(module: nn.Module, pixels: int, noiseless: nn.Module | None = Non
 
 
 def mlp(config: Config, hparams: Hparams, pixels: int, classes: int) -> Model:
-    """The network that `config` describes. A rate or noise that is 0 there has no layer."""
+    """The network that `config` describes, without layers for rates and noise that are 0 in it."""
     noiseless = MLP(
         hidden=config.hidden,
         classes=classes,

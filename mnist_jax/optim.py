@@ -1,4 +1,4 @@
-"""How the weights move: learning-rate schedules, SGD and Adam, weight decay and max-norm."""
+"""The optimizer: learning-rate schedules, SGD and Adam, weight decay and max-norm."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def learning_rate_schedule(config: Config, peak: Scalar, steps: int) -> optax.Sc
 
 
 def limit_norms(max_norm: Scalar) -> optax.GradientTransformation:
-    """Scales the weights into each unit down to norm `max_norm` where a step exceeds it.
+    """After each step, scales the weights into a unit down to norm `max_norm` if they exceed it.
 
     Source: Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting",
     JMLR 2014, section 5.1.

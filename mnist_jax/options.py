@@ -12,10 +12,10 @@ import tyro
 from mnist_jax.errors import InputError, in_notebook
 
 STARTED = None if in_notebook() else time.perf_counter() - time.process_time()
-"""When the process started, judged by what it has computed so far."""
+"""When the process started, estimated from its CPU time."""
 
 MAX_CACHE_BYTES = 2**26
-"""Of compiled programs; JAX removes the ones that were not used for longest."""
+"""Limit for all compiled programs; JAX removes the least recently used ones first."""
 
 RunFolder = Annotated[
     tyro.conf.Positional[Path],
@@ -23,9 +23,9 @@ RunFolder = Annotated[
 ]
 Photos = Annotated[
     tyro.conf.Positional[tuple[Path, ...]],
-    tyro.conf.arg(metavar="IMAGE...", help="Pictures of one digit each."),
+    tyro.conf.arg(metavar="IMAGE...", help="Image files with one digit each."),
 ]
-DataDir = Annotated[Path | None, tyro.conf.arg(help="Where the data are now, if they have moved.")]
+DataDir = Annotated[Path | None, tyro.conf.arg(help="The data folder, if it has moved.")]
 Mesh = Annotated[
     str | None,
     tyro.conf.arg(help="How many devices to shard networks and batches over, such as 4x2."),
@@ -40,8 +40,8 @@ class Processes:
     """How several processes join to train as one run."""
 
     coordinator: str | None = None
-    """HOST:PORT of the first of several processes that train together, each on its own devices;
-    auto in a step of SLURM, Open MPI, Kubernetes or a TPU pod."""
+    """HOST:PORT of the first process, if several train one run, each on its own devices; auto
+    under SLURM, Open MPI or Kubernetes, or on a TPU pod."""
 
     processes: int = 0
     """How many processes --coordinator joins."""
@@ -61,11 +61,11 @@ class Processes:
 
 
 def keep_compiled_programs(keep: bool) -> None:
-    """Has JAX, which is not imported yet, keep compiled programs in the cache folder.
+    """Makes JAX keep compiled programs in the cache folder. Call it before importing JAX.
 
-    Variables that are set already are left as they are.
+    Environment variables that are already set do not change.
     """
-    # On some CPUs XLA prints pages about each program that it reads (openxla/xla#44565).
+    # On some CPUs XLA logs pages of text for each program that it reads (openxla/xla#44565).
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if keep:
         from mnist_jax.data.download import cache_dir

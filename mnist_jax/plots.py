@@ -1,4 +1,4 @@
-"""Figures: arrays or the metrics of a run in, a matplotlib Figure out."""
+"""Functions that draw arrays or the metrics of a run, and return a matplotlib Figure."""
 
 import io
 import math
@@ -39,8 +39,8 @@ def curves(
 ) -> Figure:
     """Loss and accuracy by epoch: a line for the mean over seeds, a band from lowest to highest.
 
-    `metrics` has a record for each epoch, as metrics.jsonl has. `summary` adds the test result as
-    a star; it is None while the run is training.
+    `metrics` has one record per epoch, as in metrics.jsonl. `summary` adds the test result as a
+    star; it is None while the run is training.
     """
     figure = Picture(figsize=(9, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
@@ -78,7 +78,7 @@ def confusion(
 ) -> Figure:
     """How many images of each class (row) were read as each class (column).
 
-    The colour shows mistakes alone.
+    Only mistakes are coloured.
     """
     classes, counts = len(class_names), np.asarray(counts)
     size = min(max(5.0, 1.5 + 0.45 * classes), 14.0)
@@ -107,19 +107,19 @@ def mistakes(
     title: str = "",
     max_images: int = 16,
 ) -> Figure:
-    """The misread images of which the network was most certain, the most certain first."""
+    """The misread images that the network was most certain about, the most certain first."""
     images, labels = np.asarray(images), np.asarray(labels)
-    probabilities = np.nan_to_num(probabilities)  # a network that diverged is certain of nothing
+    probabilities = np.nan_to_num(probabilities)  # of a network that diverged
     answers, certainty = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    percents = np.floor(1000 * certainty) / 10  # rounded down: nothing is 100 % sure
+    percents = np.floor(1000 * certainty) / 10  # rounded down, so that 99.96 is not 100
     wrong = np.flatnonzero(answers != labels)
-    chosen = wrong[np.argsort(-certainty[wrong], kind="stable")][:max_images]
+    indices = wrong[np.argsort(-certainty[wrong], kind="stable")][:max_images]
     captions = [
         f"is {class_names[int(labels[i])]}, read as {class_names[int(answers[i])]}\n"
         f"{percents[i]:.1f} % sure"
-        for i in chosen
+        for i in indices
     ]
-    return picture_grid(images[chosen], captions, title, **GREY)
+    return picture_grid(images[indices], captions, title, **GREY)
 
 
 def weights(
@@ -128,7 +128,7 @@ def weights(
     title: str = "",
     max_units: int = 36,
 ) -> Figure:
-    """The weights of the units whose weights are largest, each unit as a picture.
+    """The weights of the units with the largest norms, one picture per unit.
 
     Ink on red raises the unit's value, ink on blue lowers it. All pictures share one colour scale.
     """
@@ -177,9 +177,9 @@ def picture_grid(
 def mosaic(
     pictures: Num[AnyArray, "n height width *rgb"], columns: int, gap: int, row_gap: int
 ) -> Float[np.ndarray, "_ _ *rgb"]:
-    """Pictures in rows of `columns`, joined into one with gaps, which are NaN or, in RGB, white.
+    """One picture of `pictures` in rows of `columns`, with gaps that are NaN, or white in RGB.
 
-    One picture draws at once; an axes for each of 36 would take a second.
+    It is drawn at once, while separate axes for 36 pictures would take a second.
     """
     count, height, width, *rgb = pictures.shape
     rows = max(1, math.ceil(count / columns))
@@ -194,7 +194,7 @@ def red_blue(
     values: Float[AnyArray, "*batch height width"],
     limit: Float[AnyArray, "..."] | float | None = None,
 ) -> Float[np.ndarray, "*batch height width 3"]:
-    """`values` as colours: red above zero, blue below, strongest from `limit` on.
+    """`values` as colours: red above zero, blue below, strongest at `limit` and beyond.
 
     By default, `limit` is the largest magnitude in each picture.
     """
@@ -216,14 +216,14 @@ def show_picture(axes: Axes, values: Num[AnyArray, "h w"], title: str, **style: 
 def draw_bars(
     axes: Axes, names: Sequence[str], heights: Num[AnyArray, "bars"], **style: Any
 ) -> None:
-    """Draws a bar for each name; long names are upright."""
+    """Draws a bar for each name; long names are vertical."""
     axes.bar(names, heights, **style)
     axes.tick_params(axis="x", rotation=name_rotation(names))
     light_grid(axes)
 
 
 def name_rotation(names: Sequence[str]) -> int:
-    """The rotation of names below an axis, in degrees: long ones are upright."""
+    """The rotation of names below an axis, in degrees: long ones are vertical."""
     return 90 if max(map(len, names)) > 2 else 0
 
 
@@ -234,7 +234,7 @@ def light_grid(axes: Axes) -> None:
 
 
 def show(figure: Figure) -> bool:
-    """Shows `figure` in a window until it is closed; returns False where there is no screen."""
+    """Shows `figure` in a window until it is closed; returns False if there is no screen."""
     from matplotlib import pyplot  # it looks for a screen when it is imported
 
     if matplotlib.get_backend().lower() == "agg":

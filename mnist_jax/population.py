@@ -1,8 +1,8 @@
 """Many networks as one program: `train.py`, mapped over seeds and hyperparameters, and compiled.
 
-Every state, key and hyperparameter has a leading axis of networks. One network is the ordinary
-case, with an axis of length 1. Where `jax.set_mesh` has set a mesh, its axis "networks" shards that
-leading axis, and its axis "images" the images of every batch.
+Every state, key and hyperparameter has a leading axis of networks; for one network its length is 1.
+If `jax.set_mesh` has set a mesh, its axis "networks" shards that leading axis, and its axis
+"images" shards the images of every batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,19 +23,19 @@ from mnist_jax.preprocess import Images, Inputs
 from mnist_jax.train import Evaluation, MakeRecipe, Metrics, Recipe, TrainState
 
 CPU_CACHE_BYTES = 4 * 2**20
-"""On a CPU, the parameters and optimizer states that are trained at once take at most about this:
-networks that do not fit its cache train faster one after the other."""
+"""About how many bytes of parameters and optimizer states a CPU trains at once. Networks that do
+not fit its cache train faster one after the other."""
 
 
 class Setup(NamedTuple):
-    """What a program is compiled for; hashable, hence a static argument of `jit`."""
+    """What a program is compiled for. It is hashable, so `jit` takes it as a static argument."""
 
     config: Config
     spec: DataSpec
     make_recipe: MakeRecipe = train.default_recipe
 
     def recipe(self, hparams: Hparams) -> Recipe:
-        """One network's recipe; its batches are sharded if there is a mesh for that."""
+        """The recipe of one network, with sharded batches if the mesh has an axis for them."""
         return shard_batches(self.make_recipe(self.config, hparams, self.spec))
 
 
@@ -64,7 +64,7 @@ def members_of(config: Config) -> Members:
 def shard_batches(recipe: Recipe) -> Recipe:
     """`recipe`, with every batch sharded over the mesh axis "images", if there is one.
 
-    The compiler follows the images through the step, and adds up the gradients of the devices.
+    The compiler then shards the rest of the step, and sums the gradients over the devices.
     """
     if mesh.axis_size("images") == 1:
         return recipe
@@ -83,9 +83,8 @@ def map_networks(
 ) -> PyTree:
     """`function(*mapped, *shared)` of every network.
 
-    The `mapped` arguments have a leading axis of networks. Each device computes its own networks,
-    without communication: `size` of them at once and the others after them, or all at once if
-    `size` is None.
+    The `mapped` arguments have a leading axis of networks. Each device computes its networks
+    without communication, `size` at a time, or all at once if `size` is None.
     """
 
     def run(mapped, shared):
@@ -94,7 +93,7 @@ def map_networks(
 
         if size is None:
             return jax.vmap(run_one)(mapped)
-        # vmap over one network is slower than the network: XLA then keeps gradients transposed.
+        # vmap over one network is slower than no vmap: XLA then keeps gradients transposed.
         return jax.lax.map(run_one, mapped, batch_size=None if size == 1 else size)
 
     if mesh.axis_size("networks") > 1:
@@ -115,7 +114,7 @@ def init(setup: Setup, members: Members) -> TrainState:
     def init_one(key, hparams):
         return train.init(setup.recipe(hparams), key)
 
-    # One after the other: that is as fast, and compiles in half the time of vmap.
+    # One network at a time runs as fast as vmap, and compiles in half the time.
     return map_networks(init_one, tuple(members), size=1)
 
 
@@ -135,7 +134,7 @@ def train_epoch(
 def vmap_size(states: TrainState) -> int:
     """How many networks a device trains at once; `states` may be shapes.
 
-    On an accelerator these are all of its own, on a CPU as many as fit its cache.
+    An accelerator trains all its networks at once, a CPU as many as fit its cache.
     """
     count = len(states.step) // mesh.axis_size("networks")
     if jax.default_backend() != "cpu":
@@ -143,12 +142,12 @@ def vmap_size(states: TrainState) -> int:
     leaves = jax.tree.leaves(states)
     network_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // len(states.step)
     groups = -(-count // max(CPU_CACHE_BYTES // network_bytes, 1))
-    # Groups of one size where possible: a smaller last group is compiled as one more program.
+    # The groups are equal if possible: a smaller last group would need a second program.
     return -(-count // groups)
 
 
 def recalibrate(setup: Setup, states: TrainState, members: Members, images: Images) -> TrainState:
-    """`train.recalibrate` for every network; `states` as they are if they have no statistics."""
+    """`train.recalibrate` for every network; without batch statistics, `states` unchanged."""
     if not jax.tree.leaves(states.model_state):
         return states
     return states._replace(model_state=_statistics(setup, states, members, images))
@@ -159,7 +158,7 @@ def _statistics(setup: Setup, states: TrainState, members: Members, images: Imag
     def recalibrate_one(state, key, hparams, images):
         return train.recalibrate(setup.recipe(hparams), state, images, key).model_state
 
-    # One after the other: the activations of so many images take memory.
+    # One network at a time, because the activations of so many images take memory.
     return map_networks(recalibrate_one, (states, *members), (images,), size=1)
 
 
@@ -186,12 +185,12 @@ def evaluate(setup: Setup, states: TrainState, members: Members, examples: Examp
 
 
 def compile_programs(setup: Setup, members: Members, training: PyTree, test: PyTree) -> int:
-    """Compiles `init`, `train_epoch` and `evaluate` for these arguments, all at the same time.
+    """Compiles `init`, `train_epoch` and `evaluate` for these arguments, in parallel.
 
-    Later calls with such arguments find the compiled programs in JAX's cache and start at once. One
-    compilation alone leaves half of two cores idle.
+    Later calls find the programs in JAX's cache and start at once. A single compilation would leave
+    one of two cores idle.
 
-    Returns: the bytes on a device that the largest program takes, or 0 where that is not known.
+    Returns: the bytes on a device that the largest program takes, or 0 if that is unknown.
     """
     shapes = jax.eval_shape(partial(init, setup), members)
     states = mesh.sharded_shapes(shapes)
@@ -206,7 +205,7 @@ def compile_programs(setup: Setup, members: Members, training: PyTree, test: PyT
 
 
 def _bytes(program: jax.stages.Compiled) -> int:
-    """What a program reads, writes and needs in between."""
+    """The bytes of a program's inputs, outputs and temporary arrays; 0 if unknown."""
     sizes = program.memory_analysis()
     if sizes is None:
         return 0

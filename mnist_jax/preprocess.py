@@ -1,4 +1,4 @@
-"""From pixels to what a network reads: pure, deterministic functions of arrays."""
+"""Turns pixels into network inputs, with pure, deterministic functions of arrays."""
 
 import jax
 import jax.numpy as jnp
@@ -6,19 +6,19 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Num
 
 AnyArray = Array | np.ndarray
-"""On the device or on the host."""
+"""An array on the device or on the host."""
 
 Images = Num[AnyArray, "n height width"]
 """Grey values in [0, 255]: uint8 as loaded, float32 once deformed."""
 
 Inputs = Float[AnyArray, "n pixels"]
-"""What a network reads."""
+"""The inputs of a network."""
 
 Labels = Integer[AnyArray, "n"]
 """Class numbers from 0."""
 
 Scalar = Float[AnyArray, ""] | float
-"""One number, known when a program is compiled or when it runs."""
+"""A number: a constant of a compiled program, or an argument of it."""
 
 
 def scale(images: Images) -> Float[AnyArray, "n height width"]:
@@ -32,7 +32,7 @@ def flatten(images: Images) -> Num[AnyArray, "n pixels"]:
 
 
 def to_inputs(images: Images) -> Inputs:
-    """What the network reads: `images` scaled into [0, 1] and flattened."""
+    """The inputs of a network: `images` scaled to [0, 1] and flattened."""
     return flatten(scale(images))
 
 
@@ -41,15 +41,15 @@ def standardize(
     mean: Float[AnyArray, "*pixels"] | float,
     std: Float[AnyArray, "*pixels"] | float,
 ) -> Inputs:
-    """`inputs` shifted and scaled to zero mean and unit variance, given the training set's own.
+    """`inputs` shifted and scaled so that the training set has zero mean and unit variance.
 
-    `mean` and `std` are numbers, or rows with one entry a pixel. A pixel that never varies
-    (`std` 0) becomes 0 on the training set rather than a division by zero.
+    `mean` and `std` are those of the training set: numbers, or rows with one entry per pixel. A
+    pixel that never varies (`std` 0) is only shifted, which avoids a division by zero.
     """
     mean, std = (jnp.broadcast_to(value, inputs.shape) for value in (mean, std))
     return (inputs - mean) / jnp.where(std > 0, std, 1)
 
 
 def one_hot(labels: Labels, classes: int) -> Float[Array, "n classes"]:
-    """Label k as a row of zeros with a one at place k."""
+    """A row for each label k: zeros, with a one at index k."""
     return jax.nn.one_hot(labels, classes)

@@ -1,9 +1,8 @@
-"""The generator of a run's random numbers: JAX's own Threefry, arranged for CPUs.
+"""A run's random numbers: JAX's Threefry, made faster on CPUs.
 
-JAX runs the rounds of Threefry as a loop over arrays there, and spends a whole hash of 64 bits on
-each draw of 8 or 16. Here the rounds are written out, which XLA makes one pass over the hashes, and
-a hash gives eight draws of 8 bits or four of 16. Keys and draws of 32 and 64 bits are JAX's, bit
-by bit.
+On CPUs JAX runs the rounds of Threefry as a loop over arrays, and spends a 64-bit hash on each draw
+of 8 or 16 bits. Here the rounds are unrolled, so XLA computes them in one pass, and one hash gives
+eight draws of 8 bits or four of 16. Keys and draws of 32 and 64 bits equal JAX's bit for bit.
 """
 
 import math
@@ -62,7 +61,7 @@ def _random_bits(
     if bit_width == 32:
         x0, x1 = _hashes(key, size)
         return jax.lax.optimization_barrier(x0 ^ x1).reshape(shape)
-    # XLA would hash anew for every part of a word, were the words not put together first.
+    # Without the barrier XLA would compute the hash again for every part of a word.
     words = jax.lax.optimization_barrier(jnp.stack(_hashes(key, -(-size * bit_width // 64))))
     parts = jnp.stack([words >> low for low in range(0, 32, bit_width)])
     return parts.astype(f"uint{bit_width}").reshape(-1)[:size].reshape(shape)
@@ -80,5 +79,5 @@ _THREEFRY = define_prng_impl(
 
 
 def key(seed: int | Array) -> Key[Array, ""]:
-    """The key of a seed (0 to 2**32 - 1), for all of `jax.random` but `poisson`."""
+    """The key of a seed (0 to 2**32 - 1). All of `jax.random` takes it, except `poisson`."""
     return jax.random.key(seed, impl=_THREEFRY)

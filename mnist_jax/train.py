@@ -1,7 +1,7 @@
 """Training one network, as plain functions of arrays: state in, state out.
 
-Nothing here is compiled, and nothing knows of other networks or devices. `jax.jit`, `jax.grad` and
-`jax.vmap` apply as they are; `population.py` applies them.
+Nothing here is compiled, or depends on other networks or devices. The functions work with
+`jax.jit`, `jax.grad` and `jax.vmap`; `population.py` applies these.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from mnist_jax.optim import make_optimizer
 from mnist_jax.preprocess import AnyArray, Images, Inputs, Labels, Scalar, one_hot, to_inputs
 
 INIT, ORDER, STEP, RECALIBRATE = range(4)
-"""The streams of random numbers that a seed's key splits into."""
+"""The streams of random numbers that are derived from a seed's key."""
 
 EVALUATION_BATCH = 1000
 """Images evaluated at once: fixed, so that the size of a data set does not change the logits."""
@@ -37,7 +37,7 @@ class TrainState(NamedTuple):
     """Everything that changes while a network trains."""
 
     params: PyTree
-    model_state: PyTree  # what else the network carries, such as batch statistics
+    model_state: PyTree  # other state of the network, such as batch statistics
     opt_state: PyTree
     step: Int[Array, ""]
     ema_params: PyTree = None  # moving average of params, if the recipe asks for one
@@ -49,7 +49,7 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """How a step or an epoch of training went, dropout included."""
+    """The metrics of a training step or epoch, computed with dropout."""
 
     loss: Float[AnyArray, "*networks"]  # mean over the images
     errors: Int[AnyArray, "*networks"]  # images misclassified
@@ -57,7 +57,7 @@ class Metrics(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """How a set of images is classified; each image counts once."""
+    """The result on a set of images; each image counts once."""
 
     loss: Float[AnyArray, "*networks"]  # mean over the images
     confusion: Int[AnyArray, "*networks classes classes"]  # [i, j]: images of class i taken for j
@@ -85,7 +85,7 @@ def cross_entropy(
 
 
 def no_augmentation(key: Key[Array, ""], images: Images) -> Images:
-    """The images as they are."""
+    """The images, unchanged."""
     return images
 
 
@@ -103,8 +103,8 @@ class Recipe(NamedTuple):
 MakeRecipe = Callable[[Config, Hparams, DataSpec], Recipe]
 """Makes the recipe of one network while a program is traced.
 
-The config is static: branch on it. The hyperparameters are that network's own numbers, and may be
-traced: compute with them. In a sweep the config has the largest value of each.
+The config is static, so branch only on it. The hyperparameters are those of this network and may be
+traced, so only compute with them. In a sweep the config has the largest value of each.
 """
 
 
@@ -114,7 +114,7 @@ def default_recipe(config: Config, hparams: Hparams, spec: DataSpec) -> Recipe:
     `config` decides which ingredients there are, and `hparams` how strong they are.
 
     Raises:
-        InputError: there are fewer images than one batch takes, or the warm-up never ends.
+        InputError: the images do not fill a batch, or the warm-up is as long as the run.
     """
     steps = config.epochs * spec.steps_per_epoch(config.batch_size)
     strength = strength_of(config, hparams)
@@ -142,7 +142,7 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One step of gradient descent on a batch of images and labels.
 
-    `key` is the seed's; together with the step number it gives the random numbers of this step.
+    `key` is the seed's key. It and the step number determine the random numbers of the step.
     """
     step_key = jax.random.fold_in(jax.random.fold_in(key, STEP), state.step)
     augment_key, loss_key = jax.random.split(step_key)
@@ -159,7 +159,7 @@ def train_step(
 
     ema_params = state.ema_params
     if recipe.ema_decay is not None:
-        # A plain mean at first, until the steps are so many that the decay forgets the oldest.
+        # A plain mean of all steps at first. After 1 / (1 - decay) steps the decay takes over.
         weight = jnp.maximum(1 - recipe.ema_decay, 1 / (state.step + 1))
         ema_params = optax.incremental_update(params, ema_params, weight)
 
@@ -180,7 +180,7 @@ def train_epoch(
     steps = len(labels) // batch_size
     epoch_key = jax.random.fold_in(jax.random.fold_in(key, ORDER), state.step // steps)
     # Sorting random numbers once shuffles in half the time of jax.random.permutation, which sorts
-    # twice in case two of them are equal. Here those keep their order, once in 2**32 pairs.
+    # twice in case two are equal. Here equal ones, one pair in 2**32, keep their order.
     order = jnp.argsort(jax.random.bits(epoch_key, labels.shape))[: steps * batch_size]
 
     def step(state: TrainState, indices: Int[Array, "batch"]) -> tuple[TrainState, Metrics]:
@@ -194,10 +194,10 @@ def train_epoch(
 def recalibrate(
     recipe: Recipe, state: TrainState, images: Images, key: Key[Array, ""]
 ) -> TrainState:
-    """`state` with the batch statistics that `eval_params` have on the training `images`.
+    """`state` with the batch statistics of its `eval_params` on the training `images`.
 
-    The images are augmented as in training, which is what the parameters were trained for. Training
-    never reads these statistics, so it may go on from the result as well as from `state`.
+    The images are augmented as in training, because the parameters were trained for that. Training
+    does not read these statistics, so it can continue from the result or from `state`.
     """
     inputs = recipe.preprocess(recipe.augment(jax.random.fold_in(key, RECALIBRATE), images))
     model_state = recipe.model.recalibrate(state.eval_params, state.model_state, inputs)

@@ -1,4 +1,4 @@
-"""Datasets by name, checked: from files, the cache or a download, and on to the devices."""
+"""Datasets by name: read from files, the cache or a download, checked, and put on the devices."""
 
 from mnist_jax.data.download import DataUnavailable as DataUnavailable
 from mnist_jax.data.registry import Dataset as Dataset

@@ -44,7 +44,7 @@ class DataUnavailable(InputError):
 
 
 class PublishedFile(NamedTuple):
-    """A file of a dataset, as its makers publish it."""
+    """A file of a dataset, as its authors publish it."""
 
     url: str
     size: int  # in bytes
@@ -79,7 +79,7 @@ def is_intact(path: Path, source: PublishedFile) -> bool:
 
 
 def fetch(name: str) -> list[Path]:
-    """The published files of `name` in the cache folder. What is missing or damaged is downloaded.
+    """The published files of `name` in the cache folder; missing or damaged ones are downloaded.
 
     Raises:
         DataUnavailable: there is no network, the server fails or sends something else, or the disk
@@ -105,7 +105,7 @@ def fetch(name: str) -> list[Path]:
 
 
 def _download(source: PublishedFile, path: Path) -> None:
-    """Downloads `source` to `path`, which appears when all of it is there and verified."""
+    """Downloads `source` to `path`, which appears only when the whole file is verified."""
     with (
         _get(source.url) as response,
         atomic_write(path) as stream,
@@ -134,7 +134,7 @@ def _get(url: str) -> Any:
 
     def request() -> None:
         timeout = RESPONSE_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS
-        headers = {"Accept-Encoding": "identity"}  # the file as it is, not compressed once more
+        headers = {"Accept-Encoding": "identity"}  # do not compress the file again
         try:
             response.set_result(requests.get(url, stream=True, timeout=timeout, headers=headers))
         except Exception as error:
@@ -148,7 +148,7 @@ def _get(url: str) -> Any:
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A file to write, which replaces `path` when the block ends without an error.
 
-    Until then it is in a folder of its own, so that two processes can write the same file at once.
+    Until then it is in a separate folder, so that two processes can write the same file at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(".part", dir=path.parent) as folder:

@@ -1,6 +1,6 @@
 """Reads datasets from IDX files, plain or gzipped, and from npz files like Keras' mnist.npz.
 
-A file may be damaged or malicious: no code in it is run, and what it unpacks to is limited.
+A file may be damaged or malicious: no code in it is run, and its unpacked size is limited.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from mnist_jax.data.download import DATA_VARIABLE, IDX_NAMES, is_intact, publish
 from mnist_jax.errors import InputError
 
 MAX_UNPACKED_BYTES = 2**30
-"""Limit for what a compressed file unpacks to. The largest file of EMNIST has 547 million bytes."""
+"""Limit for the unpacked size of a file. The largest file of EMNIST has 547 million bytes."""
 
 STAYS_ON_DISK = 3 * 2**28
 """A plain IDX file with more bytes is memory-mapped, not read."""
 
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
-"""The names in Keras' mnist.npz of what the files in IDX_NAMES contain."""
+"""The names of the arrays in Keras' mnist.npz, in the order of IDX_NAMES."""
 
 Arrays = tuple[Any, ...]
 """Training images and labels, test images and labels. Large ones may be np.memmap."""
@@ -137,7 +137,7 @@ def _read_idx(path: Path | zipfile.Path) -> np.ndarray:
 
 
 def _unzip(content: bytes, source: object) -> UInt8[np.ndarray, "bytes"]:
-    """What the gzipped `content` unpacks to."""
+    """The bytes that are gzipped in `content`."""
     # One call to zlib lets other threads run. The gzip module has no limit for the size.
     unpacked, decompressor = b"", zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
     with contextlib.suppress(zlib.error):
@@ -161,7 +161,7 @@ def read_npz(path: Path) -> Arrays:
             if sum(member.file_size for member in archive.zip.infolist()) > MAX_UNPACKED_BYTES:
                 raise ValueError
             return tuple(np.asarray(archive[key]) for key in NPZ_KEYS)
-    except Exception as error:  # of many kinds; NumPy's messages advise to allow pickles
+    except Exception as error:  # of many types; NumPy's messages suggest allowing pickles
         raise InputError(
             f"{path} is not an npz file of plain arrays {', '.join(NPZ_KEYS)} with at most "
             f"{MAX_UNPACKED_BYTES} bytes ({type(error).__name__}); get the official one"
@@ -173,7 +173,7 @@ def read_images(
 ) -> UInt8[np.ndarray, "m height width"]:
     """`images[start:stop]` as an array in memory. If `images` is a np.memmap, its file is read.
 
-    Reading through the map has two drawbacks. What is read counts as memory of the process until
+    Reading through the map has two drawbacks. The pages read count as memory of the process until
     the map is closed. And if the file shrinks meanwhile, the process is killed (SIGBUS).
 
     Raises:
@@ -182,7 +182,7 @@ def read_images(
     part = images[start:stop]
     if not isinstance(images, np.memmap) or images.mode != "r" or not images.flags.c_contiguous:
         return np.asarray(part)
-    # A slice keeps the offset of the map that it was cut from, so its own is computed here.
+    # A slice keeps the offset of the original map, so the slice's offset is computed here.
     parent = images.base if isinstance(images.base, np.memmap) else images
     offset = images.offset + part.ctypes.data - parent.ctypes.data
     pixels = np.fromfile(str(images.filename), images.dtype, part.size, offset=offset)

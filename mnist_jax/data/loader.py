@@ -1,7 +1,7 @@
 """Loads training examples to the devices: all at once, or one shard after the other.
 
-While networks train on a shard, the next one is loaded. The seed and the epoch decide which images
-a shard has. Each network shuffles them for itself (see `train.train_epoch`).
+While networks train on a shard, the next one is loaded. The seed and the epoch determine the images
+of a shard. Each network then shuffles them in a different order (see `train.train_epoch`).
 """
 
 import dataclasses
@@ -22,28 +22,27 @@ DEFAULT_SHARD_BYTES = 2**27
 """Size of a shard of images that stay on disk, if the config does not give a number of images."""
 
 MAX_BLOCK_IMAGES = 256
-"""Images are shuffled in blocks of at most so many neighbours, which a disk reads fast."""
+"""Images are shuffled in blocks of at most this many neighbours, which a disk reads fast."""
 
 MIN_BLOCKS = 100
-"""A shard has at least so many blocks, so that it resembles the whole set. In a small shard a block
-is a single image."""
-
+"""A shard has at least this many blocks, so that it resembles the whole set. In a small shard a
+block is a single image."""
 
 RECALIBRATION_IMAGES = 10_000
-"""About how many training images, evenly spaced, batch statistics are recomputed on."""
+"""Batch statistics are recomputed on about this many training images, evenly spaced."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
     """How the images of an epoch are divided into shards, all of the same size."""
 
-    images: int  # to choose from
+    images: int  # all training images
     count: int
     size: int  # images in a shard: all of them, or whole batches
 
     @property
     def images_used(self) -> int:
-        """Images in an epoch. Each epoch leaves out different ones."""
+        """The number of images in an epoch. Each epoch leaves out different images."""
         return self.count * self.size
 
     @property
@@ -56,7 +55,7 @@ def plan_shards(config: Config, train_images: int) -> Shards:
     """As few shards as `config.shard_images` allows.
 
     Raises:
-        InputError: all images, or those of a shard, are fewer than one batch takes.
+        InputError: all images, or those of a shard, do not fill a batch.
     """
     batches = whole_batches(train_images, config.batch_size)
     if config.shard_images == 0 or config.shard_images >= train_images:
@@ -80,10 +79,10 @@ def default_shard_images(config: Config, training: Examples) -> int:
 
 
 def shard_slices(shards: Shards, seed: int, epoch: int, shard: int) -> Int[np.ndarray, "slices 2"]:
-    """Which images shard number `shard` has in an epoch: slices of the training set, ascending.
+    """The images of shard number `shard` in an epoch, as ascending slices of the training set.
 
-    Blocks of neighbours are shuffled and put end to end. A shard is a section of that, so the first
-    and last block in it may be incomplete.
+    An epoch is a shuffled sequence of blocks. A shard is a section of it, so the first and last
+    block in the shard may be incomplete.
     """
     block_size = min(MAX_BLOCK_IMAGES, max(1, shards.size // MIN_BLOCKS))
     starts = np.arange(0, shards.images, block_size)
@@ -114,7 +113,7 @@ class DataLoader:
 
     Attributes:
         shards: how an epoch is divided.
-        shard_spec: the arrays of a single shard, or else their shapes, to compile programs for.
+        shard_spec: the arrays of a single shard, else the shapes of each shard, to compile for.
         recalibration_images: evenly spaced, to recalibrate batch statistics on; on the devices.
         validation: the validation examples, on the devices.
     """
@@ -124,9 +123,9 @@ class DataLoader:
     ) -> None:
         self.shards = plan_shards(config, len(training.labels))
         self._config, self._training = config, training
-        self._sharding = sharding()  # here, as the mesh is not set in other threads
+        self._sharding = sharding()  # here: other threads do not have the mesh
         self._executor = ThreadPoolExecutor(max_workers=1)
-        self._loading: dict[int, Future[Examples]] = {}  # by the number of the shard in the run
+        self._loading: dict[int, Future[Examples]] = {}  # by number of the shard in the run
         self.validation = put(validation, self._sharding)
         step = max(1, self.shards.images // min(RECALIBRATION_IMAGES, self.shards.size))
         if self.shards.is_single:
@@ -142,7 +141,7 @@ class DataLoader:
     def epoch(self, epoch: int) -> Iterator[Examples]:
         """The shards of an epoch. Each is loaded while the one before it is used.
 
-        At most two are in memory if the caller drops each before it asks for the next.
+        At most two are in memory if the caller deletes each one before asking for the next.
 
         Args:
             epoch: its number, from 1 on. Epochs may come in any order, but only the next one is

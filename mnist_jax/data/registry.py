@@ -27,7 +27,7 @@ MNIST_SHA256 = (
     "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 )
-"""Of the four unpacked IDX files, so that gzipped files, plain files and npz are verified alike."""
+"""Checksums of the four unpacked IDX files; they verify gzipped, plain and npz files."""
 
 FASHION = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
 
@@ -58,7 +58,7 @@ MNIST IS NOT HERE. Going on with `digits` instead: 1,797 small digits of
 class Examples(NamedTuple):
     """Images with their labels; a pytree."""
 
-    # Any: arrays of NumPy or JAX. To name JAX's would import it, which takes half a second.
+    # Any: arrays of NumPy or JAX. Naming JAX's type would need its import (half a second).
     images: UInt8[Any, "n height width"]
     labels: Integer[Any, "n"]
 
@@ -74,13 +74,13 @@ class Dataset(NamedTuple):
 
     @property
     def spec(self) -> "DataSpec":
-        """What a network has to know about these data, if it is trained on all of them."""
+        """The shapes and sizes of these data, for a network that is trained on all of them."""
         images, labels = self.train
         return DataSpec(images.shape[1:], len(self.class_names), len(labels))
 
 
 class DataSpec(NamedTuple):
-    """What a network has to know about its data."""
+    """The shapes and sizes that a network needs to know about its data."""
 
     image_shape: tuple[int, ...]
     classes: int
@@ -88,16 +88,16 @@ class DataSpec(NamedTuple):
 
     @property
     def pixels(self) -> int:
-        """Numbers in an image."""
+        """Pixels in an image."""
         return math.prod(self.image_shape)
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Whole batches in an epoch; an InputError if there is not one."""
+        """Whole batches in an epoch. Raises InputError if there are none."""
         return whole_batches(self.train_images, batch_size)
 
 
 def whole_batches(train_images: int, batch_size: int) -> int:
-    """How many batches `train_images` fill; an InputError if not one."""
+    """The number of batches that `train_images` fill. Raises InputError if it is 0."""
     if batch_size > train_images:
         raise unusable("--batch-size", batch_size, f"at most the {train_images} training images")
     return train_images // batch_size
@@ -106,12 +106,12 @@ def whole_batches(train_images: int, batch_size: int) -> int:
 def load(name: str = "mnist", data_dir: Path | str | None = None) -> Dataset:
     """The dataset `name`, from `data_dir` or $MNIST_JAX_DATA, or else from the cache or a download.
 
-    A data folder has the files of the dataset, or a subfolder of its name that has them. In the
-    folder that $MNIST_JAX_DATA names, other datasets than `mnist` and `local` need the subfolder.
+    The files are in the data folder or in its subfolder `name`. In the folder that $MNIST_JAX_DATA
+    names, datasets other than `mnist` and `local` must be in such a subfolder.
     `auto` is mnist; if that is not available, it is digits, with a warning on standard error.
 
     Raises:
-        InputError: the name is unknown, or files are missing or not what they should be.
+        InputError: the name is unknown, or files are missing, damaged or of another dataset.
         DataUnavailable: the dataset is not here and cannot be downloaded.
     """
     if name == "auto":
@@ -142,7 +142,7 @@ def default_folder(name: str) -> str | None:
 
 
 def _embedded_digits() -> Arrays:
-    """scikit-learn's 1,797 digits of 8 x 8 pixels. The last fifth, by other writers, is the test.
+    """scikit-learn's 1,797 digits of 8 x 8 pixels; the last fifth (other writers) is the test set.
 
     Source: UCI, Optical Recognition of Handwritten Digits (Alpaydin & Kaynak 1998), its test set.
     """
@@ -156,7 +156,7 @@ def _embedded_digits() -> Arrays:
 
 
 def _cached_or_downloaded(name: str) -> Dataset:
-    """The dataset `name` from the cache, or else downloaded and cached, as that is faster to read.
+    """The dataset `name` from the cache. If it is not there, it is downloaded and cached.
 
     Raises:
         DataUnavailable: it cannot be downloaded.
@@ -177,10 +177,10 @@ def _cached_or_downloaded(name: str) -> Dataset:
 
 
 def _validate(name: str, arrays: Arrays) -> Dataset:
-    """The dataset `name` of these four arrays.
+    """The dataset `name`, made of these four arrays.
 
     Raises:
-        InputError: they do not fit each other, or are not those of `name`.
+        InputError: the arrays do not fit each other, or are not those of `name`.
     """
     x_train, y_train, x_test, y_test = arrays
     class_names = CLASS_NAMES.get(name) or tuple(map(str, range(256)))

@@ -1,1 +1,1 @@
-"""What a network knows, as figures."""
+"""Figures that explain a trained network."""

@@ -58,14 +58,14 @@ def input_gradients(network: Network, inputs: Inputs, classes: Labels) -> Inputs
         logits = activations(network, x)[-1]
         return (logits[jnp.arange(len(classes)), classes] - logits.mean(axis=1)).sum()
 
-    # A margin depends on the pixels of its own image alone, so one gradient serves all images.
+    # A margin depends only on the pixels of its image, so one gradient call is enough for all.
     return jax.grad(total_margin)(jnp.asarray(inputs))
 
 
 def integrated_gradients(network: Network, inputs: Inputs, classes: Labels) -> Inputs:
     """What each pixel adds to its image's margin, as `input_gradients` defines it.
 
-    The pixels of an image add up to its margin minus that of a blank page. Source: Sundararajan,
+    The values of an image add up to its margin minus that of a blank page. Source: Sundararajan,
     Taly & Yan, "Axiomatic attribution for deep networks", ICML 2017.
     """
     fractions = (jnp.arange(128) + 0.5) / 128  # the midpoints of 128 steps to the image
@@ -79,9 +79,9 @@ def unit_gradients(
     units: Integer[AnyArray, "units"],
     inputs: Float[AnyArray, "units n p"],
 ) -> Float[Array, "units p"]:
-    """The gradient of each unit's pre-activation by the pixels, the mean over its own `inputs`.
+    """The gradient of each unit's pre-activation by the pixels, averaged over its `inputs`.
 
-    `layer` counts from 0. In the first layer these are the unit's weights, whatever the inputs.
+    `layer` counts from 0. In the first layer the gradient equals the unit's weights for any inputs.
     """
     below = network._replace(layers=network.layers[: layer + 1])
 
@@ -98,7 +98,7 @@ def rank_units(
     """The units of a layer, most influential first.
 
     The influence of a unit is the standard deviation of its activation times the norm of its
-    outgoing weights. Units that fewer than nine images excite are left out, unless all are.
+    outgoing weights. Units that fewer than nine images excite are left out, if any remain.
     """
     values = np.asarray(activations[layer + 1])
     influence = values.std(axis=0)
@@ -126,7 +126,7 @@ class WeightSweep(NamedTuple):
 
 
 def sweep_weight(layers: tuple[Layer, ...], cost_of: CostOf, learning_rate: float) -> WeightSweep:
-    """A sweep of that weight of the last layer to which the cost is most sensitive."""
+    """A sweep of the last layer's weight that the cost is most sensitive to."""
     *lower, last = layers
     gradient = np.asarray(jax.grad(cost_of)(layers)[-1].kernel)
     row, column = map(int, np.unravel_index(np.abs(gradient).argmax(), gradient.shape))
@@ -137,7 +137,7 @@ def sweep_weight(layers: tuple[Layer, ...], cost_of: CostOf, learning_rate: floa
         return cost_of((*lower, last._replace(kernel=kernel)))
 
     curvature = float(jax.grad(jax.grad(cost_at))(start))
-    # Newton's step leads to the lowest point of a parabola. Three times as far shows the valley.
+    # Newton's step leads to the lowest point of a parabola. Three times that shows the valley.
     reach = 3 * np.clip(abs(slope) / max(curvature, 1e-9), 1e-3, 1e3)
     values = np.linspace(start - reach, start + reach, 81, dtype=np.float32)
     costs, derivatives = jax.lax.map(jax.value_and_grad(cost_at), values)
@@ -157,12 +157,12 @@ class Landscape(NamedTuple):
     path: Float[np.ndarray, "points 2"]  # projected onto the plane; the end is at (0, 0)
     grid: Float[np.ndarray, "size size 2"]  # points on the plane
     costs: Float[np.ndarray, "size size"]  # at these points
-    share: float  # of the squared distances from the end that the projected path keeps
+    share: float  # of the squared distances from the end that lies in the plane
     parameters: int
 
 
 def landscape(path: Sequence[PyTree], cost_of: CostOf, size: int) -> Landscape:
-    """`cost_of` the parameters on the plane in which `path` extends furthest from its end.
+    """The cost of parameters on the plane in which `path` extends furthest from its end.
 
     `path` has at least three points. Source: Li, Xu, Taylor, Studer & Goldstein, "Visualizing the
     loss landscape of neural nets", NeurIPS 2018, section 7.2.

@@ -25,7 +25,7 @@ def picture_table(
     title: str,
     caption: str,
 ) -> Picture:
-    """Pictures in rows and columns, each of which has a name."""
+    """Pictures in named rows and columns."""
     rows, columns, height, width, _ = pictures.shape
     gap = max(1, width // 10)
     joined = mosaic(pictures.reshape(-1, height, width, 3), columns, gap, gap)

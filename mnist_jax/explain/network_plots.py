@@ -139,7 +139,7 @@ def attributions(network: Network, images: Images) -> Picture:
     title = "Which pixels spoke for the answer, and which against it"
     caption = (
         "Middle: what the ink in each pixel did. Red raised the score of the answer above the mean "
-        "of all scores, blue lowered it; together the pixels make the difference to a blank page. "
+        "of all scores, blue lowered it; all pixels add up to the difference from a blank page. "
         "Bottom: what a little more ink would do. A gap that must stay empty is blue."
     )
     return picture_table(pictures, rows, columns, title, caption)
@@ -150,8 +150,8 @@ def subnetworks(
 ) -> Picture:
     """Two networks that `dropout` makes of one, and how many of a hundred give each answer.
 
-    They read the one of `images` of which the whole network is least certain. Where `dropout` is
-    0, units are switched off with probability 0.5.
+    They read the image that the whole network is least certain about. If `dropout` is 0, units
+    are switched off with probability 0.5.
     """
     rate, class_names = dropout or 0.5, network.class_names
     inputs = network.preprocess(images)

@@ -1,4 +1,4 @@
-"""The figures that explain a trained run, and the images and moments of training they show."""
+"""The figures that explain a trained run, and the images and epochs that they show."""
 
 from collections.abc import Iterator
 
@@ -19,17 +19,17 @@ from mnist_jax.preprocess import Images
 from mnist_jax.runs.results import Run, first_layers
 from mnist_jax.train import TrainState
 
-UNIT_IMAGES = 10_000  # training images, of which those are shown that excite a unit most
-COST_IMAGES = 1000  # training images over which the cost is taken
-TEST_IMAGES = 2000  # test images that are shown as dots, or among which dropout's is found
-FRAMES = 11  # moments of training that are shown: the start and at most ten epochs
+UNIT_IMAGES = 10_000  # training images searched for those that excite a unit most
+COST_IMAGES = 1000  # training images that the cost is averaged over
+TEST_IMAGES = 2000  # test images for the class map and the dropout figure
+FRAMES = 11  # states of training that are shown: the start and at most ten epochs
 GRID_SIZE = 25  # points along a side of the landscape
 
 
 def train_again(run: Run, training: Examples) -> dict[int, tuple[Layer, ...]]:
-    """The layers of the first seed of `run` after some epochs, found by training it once more.
+    """The layers of the first seed of `run` after some epochs, from training it again.
 
-    A run repeats bit for bit on the same machine. A warning says so where it does not.
+    A run repeats bit for bit in the same environment. If it does not, a warning says so.
     """
     setup, config = run.setup, run.config
     members = population.members([config.seed], [config.hparams])
@@ -61,9 +61,9 @@ def train_again(run: Run, training: Examples) -> dict[int, tuple[Layer, ...]]:
 
 
 def figures(run: Run, dataset: Dataset, image: int = 0) -> Iterator[tuple[str, Figure]]:
-    """The figures that explain the first seed of `run`, each with its name, as they are drawn.
+    """The figures that explain the first seed of `run`, with their names, drawn one by one.
 
-    `image` is the test image that is followed through the network.
+    `image` is the test image to follow through the network.
 
     Raises:
         InputError: the network diverged, or there is no such image.

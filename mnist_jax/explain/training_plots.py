@@ -21,7 +21,7 @@ def weight_sweep(
 ) -> Picture:
     """The cost as one weight moves, with its tangents and the steps of SGD.
 
-    `images` is the number of images over which the cost is taken.
+    `images` is the number of images that the cost is averaged over.
     """
     (layer, row, column), values, costs, derivatives, steps = sweep
     source = f"{'unit' if layer else 'pixel'} {row}"
@@ -61,9 +61,9 @@ def weight_sweep(
 
 
 def landscape(landscape: Landscape, costs: Mapping[int, float], images: int) -> Picture:
-    """The cost after each of some epochs, and as a landscape with the path of training.
+    """The cost by epoch, and as a landscape with the path of training.
 
-    `images` is the number of images over which the cost is taken.
+    `images` is the number of images that the cost is averaged over.
     """
     caption = (
         f"Left: the cost over {images:,} training images, without dropout. Right: the same cost as "

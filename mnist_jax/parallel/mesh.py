@@ -15,19 +15,19 @@ from mnist_jax.errors import InputError, unusable
 PyTree = Any
 
 MeshShape = tuple[int, int]
-"""The devices that networks are sharded over, and those that each batch is sharded over."""
+"""How many devices the networks are sharded over, and how many each batch."""
 
 AXES = ("networks", "images")
 
 SHARDS_BOTH_AXES = jax.__version_info__ >= (0, 8)
-"""JAX 0.7 cannot shard the batches of networks that are sharded."""
+"""JAX 0.7 cannot shard both the networks and their batches."""
 
 USABLE_MEMORY = 0.75
 """Fraction of the free memory that networks may take; the rest is for the compiler and the host."""
 
 
 def parse_mesh_shape(text: str | None) -> MeshShape | None:
-    """The mesh shape that the command line spells as 4x2.
+    """The mesh shape that `text` spells, such as 4x2.
 
     Raises:
         InputError: `text` is not a mesh shape.
@@ -43,11 +43,11 @@ def parse_mesh_shape(text: str | None) -> MeshShape | None:
 def mesh_shape(
     networks: int, batch_size: int, requested: MeshShape | None = None, padded: bool = False
 ) -> MeshShape:
-    """The shape of the mesh for so many networks.
+    """The shape of the mesh for this many networks.
 
-    Without `requested`, as many devices as possible take networks, which need no communication,
-    and those that are left share the batches. If the networks are `padded` with copies, any number
-    of them can be sharded.
+    Without `requested`, the networks are sharded over as many devices as possible, which needs no
+    communication, and the batches over the rest. If the networks are `padded` with copies, any
+    number of them can be sharded.
 
     Raises:
         InputError: the devices, the networks or the batches cannot be divided as requested.
@@ -87,7 +87,7 @@ def _largest_shape(networks: int, batch_size: int, padded: bool) -> MeshShape:
 
 
 def mesh_name(shape: MeshShape) -> str:
-    """`shape` as the command line spells it."""
+    """`shape` as on the command line, such as 4x2."""
     return f"{shape[0]}x{shape[1]}"
 
 
@@ -107,9 +107,9 @@ def axis_size(name: str) -> int:
 
 
 def sharding(*axes: str) -> NamedSharding | None:
-    """Leading array axes are sharded over these mesh axes, the others copied; None without a mesh.
+    """The sharding of leading array axes over these mesh axes; None without a mesh.
 
-    It belongs to the mesh that `use_mesh` has set in this thread.
+    Arrays are replicated over the other axes of the mesh, which `use_mesh` sets for this thread.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     if not sizes:
@@ -120,7 +120,7 @@ def sharding(*axes: str) -> NamedSharding | None:
 
 
 def put(tree: PyTree, sharding: NamedSharding | None) -> PyTree:
-    """`tree`, which all processes have, on the devices; without a sharding, on the only one."""
+    """`tree`, which all processes pass, on the devices; without a sharding, on the first one."""
     if sharding is None or jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 
@@ -134,12 +134,12 @@ def put(tree: PyTree, sharding: NamedSharding | None) -> PyTree:
 
 
 def shard(tree: PyTree) -> PyTree:
-    """`tree`, whose leaves have a leading axis of networks, with each part on its device."""
+    """`tree` on the devices, its leaves sharded along their leading axis of networks."""
     return put(tree, sharding("networks"))
 
 
 def sharded_shapes(tree: PyTree) -> PyTree:
-    """The shapes of `tree`, as those of the arrays that `shard` returns."""
+    """The shapes of `tree`, with the shardings that `shard` gives its arrays."""
     networks = sharding("networks")
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=networks), tree
@@ -152,12 +152,12 @@ def replicate(tree: PyTree) -> PyTree:
 
 
 def gather_to_host(tree: PyTree) -> PyTree:
-    """`tree` as NumPy arrays of its own memory, complete in every process."""
+    """`tree` copied into NumPy arrays, complete in every process."""
     return jax.tree.map(np.array, multihost_utils.process_allgather(tree, tiled=True))
 
 
 def free_bytes() -> int:
-    """The memory on each device that networks may take."""
+    """How many bytes networks may take on each device."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(USABLE_MEMORY * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))

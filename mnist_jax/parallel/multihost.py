@@ -1,8 +1,8 @@
-"""Several processes as one run: how they join, what they tell each other, and how they end.
+"""Several processes that train one run: how they join, communicate and end.
 
-`jax.distributed` joins them. The primary process alone writes and reports; the others learn from it
-where the run begins. Everything else all of them compute alike. When one dies, the others end with
-an exit code that is not 0, and what is on the disk is complete.
+`jax.distributed` joins them. Only the primary process writes and reports, and it tells the others
+where the run begins. All processes compute the rest in the same way. If one dies, the others end
+with a nonzero exit code, and the files on disk are complete.
 """
 
 import json
@@ -27,21 +27,21 @@ PyTree = Any
 Json = dict[str, Any]
 
 AUTO = "auto"
-"""Has JAX find the coordinator: from SLURM, Open MPI, Kubernetes or a TPU pod."""
+"""JAX finds the coordinator itself, from SLURM, Open MPI, Kubernetes or a TPU pod."""
 
 JOIN_SECONDS = 120
 """How long a process waits for the others to start."""
 
 HEARTBEAT_SECONDS = 20
-"""After how long without a sign of life a process counts as dead."""
+"""A process that has sent nothing for this long counts as dead."""
 
 
 @contextmanager
 def join(coordinator: str, processes: int = 0, process: int = 0) -> Iterator[None]:
     """Joins the processes of a run, and leaves together with them.
 
-    Inside, only the primary process prints. An error ends this process at once, and then the
-    others, which find it gone.
+    Inside, only the primary process prints. An error ends this process at once; the others end
+    when they notice.
 
     Args:
         coordinator: HOST:PORT of the primary process, or `AUTO`.
@@ -59,7 +59,7 @@ def join(coordinator: str, processes: int = 0, process: int = 0) -> Iterator[Non
         max_over_processes(0)  # connects them now, before one of them is busy loading data
         try:
             yield
-        except (Interrupted, SaveError) as error:  # which leave the processes together
+        except (Interrupted, SaveError) as error:  # then all processes still leave together
             failure = error
         (failed,) = max_over_processes(failure is not None)
         jax.distributed.shutdown()
@@ -76,7 +76,7 @@ def join(coordinator: str, processes: int = 0, process: int = 0) -> Iterator[Non
 
 
 def _initialize(coordinator: str, processes: int, process: int) -> None:
-    """Joins the processes. Then only the primary one prints, and no library to its output."""
+    """Joins the processes. After that, only the primary one prints, and libraries do not."""
     arguments = _arguments(coordinator, processes, process)
     say("waiting for the other processes")
     try:
@@ -85,7 +85,7 @@ def _initialize(coordinator: str, processes: int, process: int) -> None:
             initialization_timeout=JOIN_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
-    except Exception as error:  # many kinds, of JAX and of the clusters that it asks
+    except Exception as error:  # many types, from JAX and from cluster software
         raise InputError(
             f"--coordinator {coordinator} cannot be used: {' '.join(str(error).split())}; outside "
             "SLURM, Open MPI, Kubernetes and TPU pods give --coordinator HOST:PORT, --processes N "
@@ -115,7 +115,7 @@ def _arguments(coordinator: str, processes: int, process: int) -> dict[str, Any]
     if not 0 <= process < processes:
         raise unusable("--process", process, f"0 to {processes - 1}")
     if process == 0:
-        try:  # JAX would crash if the port is taken, or share it
+        try:  # if the port is taken, JAX would crash or share it
             socket.create_server(("", int(port))).close()
         except OSError as error:
             raise InputError(
@@ -135,19 +135,19 @@ def is_primary() -> bool:
 
 
 def all_gather(*numbers: int) -> list[tuple[int, ...]]:
-    """The `numbers` of every process, by process."""
+    """The `numbers` of every process, in process order."""
     halves = np.array(numbers, np.int64).view(np.int32)  # JAX has no int64 by default
     rows = np.ascontiguousarray(multihost_utils.process_allgather(halves)).view(np.int64)
     return [tuple(row) for row in rows.tolist()]
 
 
 def max_over_processes(*numbers: int) -> list[int]:
-    """The largest of each of these numbers in any process."""
+    """For each of these numbers, the largest value in any process."""
     return [max(column) for column in zip(*all_gather(*numbers), strict=True)]
 
 
 def broadcast_from_primary(value: Callable[[], Any]) -> Any:
-    """What `value()` returns in the primary process, which JSON must be able to hold."""
+    """What `value()` returns in the primary process; it must be JSON-serializable."""
     content = json.dumps(value()).encode() if is_primary() else b""
     (size,) = max_over_processes(len(content))
     message = np.resize(np.frombuffer(content, np.uint8), size)  # zeros in the other processes
@@ -155,15 +155,15 @@ def broadcast_from_primary(value: Callable[[], Any]) -> Any:
 
 
 def arrays_from_primary(arrays: Callable[[], PyTree], shapes: PyTree) -> PyTree:
-    """What `arrays()` returns in the primary process, which has these shapes."""
+    """The arrays, of these shapes, that `arrays()` returns in the primary process."""
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     return multihost_utils.broadcast_one_to_all(arrays() if is_primary() else zeros)
 
 
 def require_same(values: Json) -> None:
     """Raises InputError unless all processes have the same values."""
-    primary, own = broadcast_from_primary(lambda: values), json.loads(json.dumps(values))
-    if differing := [name for name in own if primary.get(name) != own[name]]:
+    primary, local = broadcast_from_primary(lambda: values), json.loads(json.dumps(values))
+    if differing := [name for name in local if primary.get(name) != local[name]]:
         raise InputError(
             f"{' and '.join(differing)} differ from the first process; give all processes the same "
             "options and data"

@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and the way back."""
+"""Writes runs to disk, and reads them back."""

@@ -1,4 +1,4 @@
-"""What is told of a run while it trains: progress, a live figure, TensorBoard, or your own."""
+"""Callbacks of a run while it trains: progress, a live figure, TensorBoard, or your own."""
 
 import math
 import struct
@@ -25,7 +25,7 @@ class StopTraining(Exception):
 
 
 class Callback:
-    """Does nothing; override what you need. Callbacks are called in the primary process alone."""
+    """Does nothing; override what you need. Only the primary process calls callbacks."""
 
     def on_run_begin(self, run: Run, history: list[Json]) -> None:
         """Before the first epoch; `history` has the metrics of epochs before a resume."""
@@ -67,12 +67,12 @@ class ProgressBar(Callback):
             seconds_left = metrics["seconds"] * (self._epochs - epoch)
             say(f"epoch {epoch}/{self._epochs}, {seconds_left:.0f} s left, {text}")
             return
-        with suppress(OSError):  # a terminal that is gone does not end the run
+        with suppress(OSError):  # a closed terminal must not end the run
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update()
 
     def close(self) -> None:
-        """Closes the bar, so that what follows begins on a line of its own."""
+        """Closes the bar, so that later output begins on a new line."""
         with suppress(OSError):
             self._bar.close()
 
@@ -87,7 +87,7 @@ class LiveFigure(Callback):
         self._next_draw = 0.0
 
     def on_epoch_end(self, metrics: Json, state: TrainState) -> None:
-        """Redraws, but spends no more than a tenth of the time on that."""
+        """Redraws the figure, which takes at most a tenth of the time."""
         self._history.append(metrics)
         if time.perf_counter() >= self._next_draw:
             self._draw(None)
@@ -112,11 +112,11 @@ class LiveFigure(Callback):
 
 
 class TensorBoard(Callback):
-    """Event files in RUN/tensorboard: the means over seeds, and up to ten seeds each on their own.
+    """Event files in RUN/tensorboard: the means over seeds, and up to ten single seeds.
 
     TensorBoard draws the same tag from several folders as lines of one chart. Its steps are epochs.
-    tensorboardX makes the events but does not write them: on a full disk the thread in which its
-    SummaryWriter writes dies, and then the process waits for it for ever.
+    tensorboardX makes the events, but this class writes them. If the disk is full, the thread of
+    tensorboardX's SummaryWriter dies, and the process waits for it for ever.
     """
 
     MAX_SEEDS = 10  # charts with more lines are illegible
@@ -130,7 +130,7 @@ class TensorBoard(Callback):
             ) from None
 
     def on_run_begin(self, run: Run, history: list[Json]) -> None:
-        """Begins new files. TensorBoard forgets what earlier files say of later epochs."""
+        """Begins new files. From older ones TensorBoard drops the epochs after the resume."""
         self._run, self._epoch = run, len(history)
         folder, name = run.path / "tensorboard", f"events.out.tfevents.{int(time.time())}"
         self._files: dict[int | None, Path] = {None: folder / name}
@@ -184,7 +184,7 @@ class TensorBoard(Callback):
         self._add(None, self._epoch, summary=summary.image(tag, image, dataformats="HWC"))
 
     def _add(self, index: int | None, step: int, **content: Any) -> None:
-        """Adds an event, as a record of TensorFlow: length, checksum, content, checksum."""
+        """Adds an event, as a TensorFlow record: length, checksum, content, checksum."""
         from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboardX.record_writer import masked_crc32c
 
@@ -223,7 +223,7 @@ def unit_images(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The weights of the first units in a grid: red above zero, blue below.
 
-    Unlike in `plots.weights`, which shows the strongest units, each keeps its place over epochs.
+    Each unit keeps its place over epochs, unlike in `plots.weights`, which shows the strongest.
     """
     from mnist_jax.plots import mosaic, red_blue  # matplotlib takes half a second to import
 

@@ -1,12 +1,12 @@
-"""Checkpoints: everything it takes to resume a run, in a folder that is complete or absent.
+"""Checkpoints: everything needed to resume a run, in a folder that is complete or absent.
 
     RUN/checkpoints/N/arrays/*.npy   the state of all seeds after step N
-    RUN/checkpoints/N/config.json    copies of the run's own files at that time
+    RUN/checkpoints/N/config.json    copies of the run's files at that time
     RUN/checkpoints/N/metrics.jsonl
     RUN/checkpoints/N/SHA256SUMS     checksums of all of these; `sha256sum -c` checks them too
 
-A checkpoint is written under another name, then renamed, and only then are older ones removed.
-Files are parsed only after their checksums were verified.
+A checkpoint is written under another name, then renamed. After that, older ones are removed.
+Files are parsed only after their checksums are verified.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ from mnist_jax.runs.rundir import Json
 PyTree = Any
 
 SUMS = "SHA256SUMS"
-FORMER_NAMES = {"average": "ema_params"}  # fields of the state in earlier versions, and today
+FORMER_NAMES = {"average": "ema_params"}  # state fields: name in earlier versions, name now
 
 
 def folder_of(run: Path, step: int) -> Path:
-    """Where the checkpoint of `step` is, if there is one."""
+    """The folder of the checkpoint of `step`, which may not exist."""
     return run / "checkpoints" / str(step)
 
 
@@ -37,7 +37,7 @@ def save(run: Path, step: int, state: PyTree, config: Json, history: list[Json])
     """Writes the checkpoint of `step`; `state` is a pytree of NumPy arrays.
 
     Raises:
-        DiskError: the disk is full or cannot be written to. Everything is as it was before.
+        DiskError: the disk is full or cannot be written to. Nothing has changed.
     """
     folder = folder_of(run, step)
     new = folder.with_name(f".{step}.tmp")
@@ -70,8 +70,8 @@ def all_of(run: Path) -> list[Path]:
 
 
 def is_intact(folder: Path) -> bool:
-    """Whether every file of a checkpoint is as it was written, and it is of the end of an epoch."""
-    if (folder / "shards.jsonl").exists():  # of an earlier version, in the middle of an epoch
+    """Whether a checkpoint is unchanged since it was saved, and is from the end of an epoch."""
+    if (folder / "shards.jsonl").exists():  # an earlier version saved it within an epoch
         return False
     try:
         return rundir.read_bytes(folder / SUMS) == _checksums(folder)
@@ -80,7 +80,7 @@ def is_intact(folder: Path) -> bool:
 
 
 def set_aside_newer(run: Path, folder: Path | None) -> None:
-    """Renames checkpoints newer than `folder`, or all, to N.damaged; removes half-written ones."""
+    """Renames checkpoints newer than `folder` (None: all) to N.damaged; removes incomplete ones."""
     for path in all_of(run):
         if folder is None or int(path.name) > int(folder.name):
             damaged = path.with_suffix(".damaged")
@@ -94,13 +94,13 @@ def load(folder: Path, like: PyTree) -> PyTree:
     """The state in an intact checkpoint, on the device, in the structure and shapes of `like`.
 
     Raises:
-        InputError: it holds other arrays than `like`.
+        InputError: its arrays do not match those of `like`.
     """
     expected = _named(like)
     files = {}
     for file in (folder / "arrays").glob("*.npy"):
-        field, dot, rest = file.stem.partition(".")
-        files[FORMER_NAMES.get(field, field) + dot + rest] = file
+        field, dot, path = file.stem.partition(".")
+        files[FORMER_NAMES.get(field, field) + dot + path] = file
     try:
         if differences := ", ".join(sorted(files.keys() ^ expected.keys())):
             raise ValueError(f"it has too many or too few arrays: {differences}")
@@ -112,7 +112,7 @@ def load(folder: Path, like: PyTree) -> PyTree:
 
 
 def _read_array(file: Path, like: Any) -> np.ndarray:
-    # A map reads nothing yet: a huge shape in a forged file takes no memory.
+    # A memory map reads nothing yet, so a huge shape in a forged file takes no memory.
     array = np.load(file, mmap_mode="r", allow_pickle=False)
     if array.dtype.kind == "V":  # NumPy has no name for bfloat16
         array = array.view(like.dtype)
@@ -128,7 +128,7 @@ def _named(tree: PyTree) -> dict[str, Any]:
 
 
 def _checksums(folder: Path) -> bytes:
-    """A line with the SHA-256 of each file in `folder`, except hidden ones, which are not ours."""
+    """A line with the SHA-256 of each file in `folder`, except hidden ones, which no run writes."""
     lines = []
     for file in sorted(folder.rglob("[!.]*")):
         if file.is_file() and file != folder / SUMS:

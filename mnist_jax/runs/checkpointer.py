@@ -1,4 +1,4 @@
-"""Saves a run while it trains, and finds what is there to resume."""
+"""Saves a run while it trains, and finds the checkpoint to resume from."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ from mnist_jax.train import TrainState
 def open_run(
     path: Path, metadata: Json, options: SaveOptions, resume: bool
 ) -> Iterator["Checkpointer"]:
-    """Locks the folder of a run, which is new or, if `resume` is true, may be there already.
+    """Locks the folder of a run, which must be new unless `resume` is true.
 
     Raises:
         InputError: the folder is in use, is another run's, or cannot be written to.
@@ -38,8 +38,8 @@ def open_run(
 class Checkpointer:
     """The folder of a run that trains: its config, its metrics and its checkpoints.
 
-    A save that fails is reported and repeated after the next epoch. Of several processes only the
-    primary one writes, and the others learn from it what there is to resume.
+    A save that fails is reported and repeated after the next epoch. Only the primary process reads
+    and writes files; it tells the others where to resume.
 
     Attributes:
         history: the metrics of each epoch so far.
@@ -51,7 +51,7 @@ class Checkpointer:
         self.failure: DiskError | None = None
         folder = None  # of the checkpoint to resume from
         if is_primary():
-            rundir.require_free(path, resume)  # another process may have been here
+            rundir.require_free(path, resume)  # another process may have used it
             if not rundir.is_free(path):
                 folder, self.metadata = find_checkpoint(path, metadata)
         self._folder = folder
@@ -66,11 +66,11 @@ class Checkpointer:
 
     def restore(self, shapes: TrainState) -> TrainState:
         """The states to resume from, which have these shapes."""
-        folder = self._folder or Path()  # only the primary process knows it, and loads
+        folder = self._folder or Path()  # only the primary process has and loads it
         return arrays_from_primary(lambda: checkpoint.load(folder, shapes), shapes)
 
     def refresh(self) -> None:
-        """Writes the config and the metrics so far. A run that goes on loses its summary."""
+        """Writes the config and the metrics so far. If the run continues, removes its summary."""
         if is_primary():
             if not self.is_finished:
                 (self.path / "summary.json").unlink(missing_ok=True)
@@ -95,7 +95,7 @@ class Checkpointer:
         return bool(due)
 
     def save(self, states: TrainState) -> None:
-        """Saves a checkpoint of `states`, unless there is one of their step."""
+        """Saves a checkpoint of `states`, unless their step already has one."""
         states = gather_to_host(states)
         step = int(states.step[0])
 
@@ -141,7 +141,7 @@ def find_checkpoint(path: Path, metadata: Json) -> tuple[Path | None, Json]:
     except InputError:
         if folder:
             raise
-        saved = metadata  # with nothing intact in it, it may be any run
+        saved = metadata  # there is no intact config to compare
     require_same_run(path, saved, metadata)
     checkpoint.set_aside_newer(path, folder)
     if not folder:

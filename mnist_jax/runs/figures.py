@@ -69,6 +69,6 @@ def first_kernel(states: TrainState, pixels: int) -> Float[np.ndarray, "pixels u
 
 
 def _of_first_seed(leaf: Array | np.ndarray) -> np.ndarray:
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # some seeds are elsewhere
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # others have some seeds
         leaf = leaf.addressable_data(0)
     return np.asarray(leaf)[0]

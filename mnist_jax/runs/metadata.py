@@ -1,4 +1,4 @@
-"""What decides a run to the last digit, as config.json records it."""
+"""The content of config.json: all that determines a run's result to the last digit."""
 
 import hashlib
 import importlib.metadata
@@ -62,10 +62,10 @@ def recipe_name(make_recipe: Callable[..., object]) -> str:
 
 
 def require_same_run(path: Path, saved: Json, metadata: Json) -> None:
-    """Raises InputError unless `saved`, which was read from folder `path`, is that of `metadata`.
+    """Raises InputError unless `saved`, read from folder `path`, and `metadata` are of one run.
 
-    The data may have moved. A field that is newer than the folder has its default. That the
-    environment differs is only reported.
+    The data may have moved. A field that is newer than the folder takes its default. If only the
+    environment differs, this is reported.
     """
     if differences := changes(_identity(saved), _identity(metadata)):
         raise InputError(
@@ -73,18 +73,18 @@ def require_same_run(path: Path, saved: Json, metadata: Json) -> None:
             "or choose another --out"
         )
     if differences := changes(saved["environment"], metadata["environment"]):
-        say(f"{'; '.join(differences)}: the last digits may differ from those without a break")
+        say(f"{'; '.join(differences)}: the last digits of the result may differ")
 
 
 def require_same_in_all_processes(metadata: Json) -> None:
     """Raises InputError unless all processes of a run have the same options, data and code."""
-    own = ("device", "processor")
-    shared = {name: value for name, value in metadata["environment"].items() if name not in own}
+    local = ("device", "processor")
+    shared = {name: value for name, value in metadata["environment"].items() if name not in local}
     multihost.require_same({**_identity(metadata), **shared})
 
 
 def _identity(metadata: Json) -> Json:
-    """What makes a run or a sweep another one."""
+    """The fields that identify a run or a sweep."""
     fields = {**to_json(Config()), **metadata.get("config", {}), **metadata}
     return {name: fields[name] for name in fields.keys() - {"config", "data_dir", "environment"}}
 
@@ -109,7 +109,7 @@ def environment(mesh: MeshShape | None = None) -> dict[str, str]:
 
 
 def device_name() -> str:
-    """The devices of this process, or of all processes of its run, for people to read."""
+    """The devices of this process, or of all processes of its run, as readable text."""
     device, count = jax.devices()[0], jax.device_count()
     name = device.device_kind
     if device.platform == "cpu":

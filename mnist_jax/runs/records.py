@@ -20,8 +20,8 @@ def epoch_record(
 ) -> Json:
     """A line of metrics.jsonl; lists have an entry for each seed. New divergences are reported.
 
-    `stopped_at_step` has the first step of each network, from 1, whose loss was not finite, or 0;
-    it is there once a network has diverged.
+    Once a network has diverged, `stopped_at_step` has for each network the first step whose loss
+    was not finite, counted from 1, or 0 if there is none.
     """
     config, steps = run.config, run.spec.steps_per_epoch(run.config.batch_size)
     images = steps * config.batch_size
@@ -49,12 +49,12 @@ def epoch_record(
 
 
 def all_diverged(history: list[Json]) -> bool:
-    """Whether no network is left whose loss is finite."""
+    """Whether all networks have diverged."""
     return bool(history) and all(history[-1].get("stopped_at_step", [0]))
 
 
 def divergences(record: Json, config: Config) -> list[Json]:
-    """Where each network that had diverged by the epoch of `record` did so."""
+    """When each network diverged, and at what learning rate, up to the epoch of `record`."""
     steps_per_epoch = record["step"] // record["epoch"]
     return [
         {
@@ -69,7 +69,7 @@ def divergences(record: Json, config: Config) -> list[Json]:
 
 
 def learning_rate(config: Config, record: Json, step: int) -> float:
-    """The learning rate of a step, counted from 1, of the run that has `record` of some epoch."""
+    """The learning rate of a step, counted from 1; `record` is of any epoch of the run."""
     steps = config.epochs * record["step"] // record["epoch"]
     schedule = learning_rate_schedule(config, config.learning_rate, steps)
     return float(np.asarray(schedule(step - 1)))
@@ -78,7 +78,7 @@ def learning_rate(config: Config, record: Json, step: int) -> float:
 def summarize(run: Run, metadata: Json, history: list[Json], result: Json) -> Json:
     """The content of summary.json, except what is known only at the end."""
     config, last = run.config, history[-1]
-    # The last step of training may spoil a network whose training loss was always finite.
+    # After the last step a network may have diverged although its training loss was finite.
     stopped = np.array(last.get("stopped_at_step", [0] * config.seeds))
     only_in_test = (stopped == 0) & ~np.isfinite(np.array(result["test_loss"], float))
     stopped = np.where(only_in_test, last["step"], stopped)

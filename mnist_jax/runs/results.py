@@ -1,4 +1,4 @@
-"""A trained run: read back from its folder, tested, and asked for its answers."""
+"""A trained run: read back from its folder, tested, and used to classify images."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,8 +59,8 @@ class Run(NamedTuple):
 def load_run(path: Path) -> Run:
     """The run in folder `path`, read with the default recipe of its config.
 
-    Of a run that did not finish, this is the newest checkpoint. A line on standard error says so,
-    and also if the run was trained with another recipe, whose network may be a different one.
+    If the run did not finish, its newest checkpoint is read. A line on standard error says so. It
+    also says if the run was trained with another recipe, because the network may then differ.
 
     Raises:
         InputError: there is no run, it has no checkpoint yet, or it is damaged.
@@ -87,7 +87,7 @@ def load_run(path: Path) -> Run:
 
 
 def untrained(path: Path, config: Config, data_info: Json, make_recipe: MakeRecipe) -> Run:
-    """A run with shapes for states; `data_info` describes its data as config.json does.
+    """A run whose states are shapes; `data_info` is the description of its data in config.json.
 
     Raises:
         InputError: the config does not fit the data.
@@ -109,10 +109,10 @@ def is_finished(path: Path, folder: Path) -> bool:
 
 
 def parse_config(metadata: Json, folder: Path) -> tuple[Config, Json]:
-    """The config and the description of the data that `folder`/config.json holds.
+    """The config and the data description in `metadata`, the content of `folder`/config.json.
 
     Raises:
-        InputError: its content is not what a run writes.
+        InputError: `metadata` is not what a run writes.
     """
     others = ("recipe", "data", "environment")
     try:
@@ -135,7 +135,7 @@ def load_data(run: Run, data_dir: Path | None = None) -> Dataset:
     """The data that `run` was trained on, from `data_dir` if they have moved.
 
     Raises:
-        InputError: the data are not found, or are other data.
+        InputError: the data are not found, or are not those of the run.
     """
     dataset = data.load(run.config.dataset, data_dir or run.config.data_dir)
     if dataset.sha256 != run.data_sha256:
@@ -147,7 +147,7 @@ def load_data(run: Run, data_dir: Path | None = None) -> Dataset:
 
 
 def measure(run: Run, examples: Examples) -> Json:
-    """The test results of a summary. Their standard deviation (n - 1) is None for one seed."""
+    """The test results for a summary. The standard deviation (n - 1) is None for one seed."""
     setup, states, members = run.setup, run.states, run.members
     with memory_errors(run.config):
         evaluation = gather_to_host(population.evaluate(setup, states, members, examples))
@@ -197,7 +197,7 @@ def first_layers(run: Run) -> tuple[Layer, ...]:
     """The dense layers of the network of the first seed, which is an MLP.
 
     Raises:
-        InputError: it diverged.
+        InputError: the network diverged.
     """
     state = first_network(run)
     layers = dense_layers(state.eval_params, state.model_state)
@@ -210,18 +210,18 @@ def first_layers(run: Run) -> tuple[Layer, ...]:
 
 
 def probabilities(run: Run, images: Images) -> Float[np.ndarray, "n classes"]:
-    """The probabilities that the network of the first seed gives the classes of each image."""
+    """The class probabilities of each image, from the network of the first seed."""
     with memory_errors(run.config):
         logits = population.predict(run.setup, run.states, run.members, images)
         logits = np.asarray(logits)[0]
-    with np.errstate(invalid="ignore"):  # a network that diverged has nan for an answer
+    with np.errstate(invalid="ignore"):  # a network that diverged has nan logits
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))  # JAX would compile for 0.2 s
         return odds / odds.sum(axis=1, keepdims=True)
 
 
 @contextmanager
 def memory_errors(config: Config) -> Iterator[None]:
-    """Where the memory of the device or the host runs out, says which sizes to lower."""
+    """Turns an out-of-memory error into an InputError that says which sizes to lower."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:

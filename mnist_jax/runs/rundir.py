@@ -1,8 +1,8 @@
-"""The files of a run folder, written and read back.
+"""Writes and reads the files of a run folder.
 
-    RUN/config.json      config, data, versions and device: everything that decides the run
+    RUN/config.json      config, data, versions and device: everything that determines the run
     RUN/metrics.jsonl    one line per epoch, one list entry per seed
-    RUN/checkpoints/     what it takes to resume (see checkpoint.py)
+    RUN/checkpoints/     everything needed to resume (see checkpoint.py)
     RUN/summary.json     the result
     RUN/figures/*.png
     RUN/tensorboard/     event files, with --tensorboard
@@ -34,8 +34,8 @@ Json = dict[str, Any]
 
 REMEDY = "repeat the train command with --resume to repair it, or train again"
 
-MAX_JSON_BYTES = 2**26  # of a file that is read; a summary of a million seeds has half of that
-MAX_METRICS_BYTES = 2**30  # a thousand seeds write that in 16,000 epochs
+MAX_JSON_BYTES = 2**26  # read limit; a summary of a million seeds has half of that
+MAX_METRICS_BYTES = 2**30  # what a thousand seeds write in 16,000 epochs
 
 
 class DiskError(InputError):
@@ -43,7 +43,7 @@ class DiskError(InputError):
 
 
 def new_path(config: Config, kind: str = "") -> Path:
-    """A path under runs/ that is not taken, named after the time and what is trained."""
+    """A new path under runs/, named after the time, the dataset and the layers."""
     layers = "x".join(map(str, config.hidden)) or "linear"
     now = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
     name = f"{now}-{kind}{config.dataset.replace('/', '-')}-{layers}"
@@ -76,7 +76,7 @@ def claim(run: Path) -> Iterator[None]:
     """Creates the folder, locks out other processes, and removes the folder if it stays empty.
 
     Raises:
-        InputError: another process holds it, or it cannot be written to.
+        InputError: another process uses the folder, or it cannot be written to.
     """
     from filelock import FileLock, Timeout
 
@@ -129,13 +129,13 @@ def read_metrics(run: Path) -> list[Json]:
 
 
 def write_summary(run: Path, summary: Json) -> None:
-    """Writes summary.json, which marks the run as finished, with a checksum of itself."""
+    """Writes summary.json, which has a checksum and marks the run as finished."""
     summary = _finite(summary)
     write_json(run / "summary.json", {**summary, "sha256": _checksum(summary)})
 
 
 def read_summary(run: Path) -> Json:
-    """What `write_summary` wrote."""
+    """The summary that `write_summary` wrote."""
     summary = read_json(run / "summary.json")
     if summary.pop("sha256", None) != _checksum(summary):
         raise InputError(f"{run / 'summary.json'} is damaged or was edited; {REMEDY}")
@@ -147,7 +147,7 @@ def _checksum(summary: Json) -> str:
 
 
 def save_figure(file: Path, figure: "Figure") -> Path:
-    """Writes `figure` to `file`, whose ending says in which format, and returns `file`."""
+    """Writes `figure` to `file`, in the format that the ending names, and returns `file`."""
     kind = file.suffix[1:].lower()
     if kind not in figure.canvas.get_supported_filetypes():
         raise InputError(f"{file} cannot be used: it must end in .png, .jpg, .pdf or .svg")
@@ -160,7 +160,7 @@ def save_figure(file: Path, figure: "Figure") -> Path:
 
 
 def write_bytes(file: Path, content: bytes) -> None:
-    """Writes `content` to `file`, which it replaces only when it has reached the disk."""
+    """Writes `content` to disk, and only then replaces `file` with it."""
     temporary = file.with_name(f".{file.name}.tmp")
     with disk_errors(file):
         try:
@@ -208,7 +208,7 @@ def write_json(file: Path, value: Json) -> None:
 
 
 def read_json(file: Path) -> Json:
-    """What `write_json` wrote."""
+    """The object that `write_json` wrote."""
     try:
         value = json.loads(read_bytes(file, MAX_JSON_BYTES))
         if not isinstance(value, dict):

@@ -12,21 +12,21 @@ import tqdm  # noqa: F401  `say` needs it, and a signal handler may not import i
 from mnist_jax.errors import say
 from mnist_jax.model import PyTree
 
-POLL_SECONDS = 0.002  # how often a wait for the device lets Python handle signals
+POLL_SECONDS = 0.002  # between the moments at which `wait` lets Python handle signals
 
 
 class Shutdown:
-    """The signal that asked for the end of training, or 0."""
+    """The signal that asked training to end, or 0."""
 
     signal_number: int = 0
 
 
 @contextmanager
 def graceful_shutdown() -> Iterator[Shutdown]:
-    """Notes the first SIGINT or SIGTERM; a second SIGINT raises KeyboardInterrupt.
+    """Records the first SIGINT or SIGTERM; a second SIGINT raises KeyboardInterrupt.
 
-    Schedulers may send SIGTERM twice. A signal that the parent process ignores, as nohup has it,
-    stays ignored. Python handles signals only in the main thread: elsewhere this does nothing.
+    Schedulers may send SIGTERM twice. A signal that is ignored at the start, as under nohup, stays
+    ignored. Python handles signals only in the main thread; in other threads this does nothing.
     """
     shutdown = Shutdown()
     if threading.current_thread() is not threading.main_thread():

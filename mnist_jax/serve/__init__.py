@@ -1,1 +1,1 @@
-"""Photos, the page to draw on, and exports."""
+"""Predictions for photos, a web page to draw on, and exports."""

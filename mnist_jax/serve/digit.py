@@ -1,4 +1,4 @@
-"""A photo of one digit becomes an image like those that the network was trained on.
+"""Turns a photo of one digit into an image like those that the network was trained on.
 
 The digit is segmented from the paper, cropped to its bounding box, scaled and centred by mass.
 """
@@ -17,7 +17,7 @@ ndimage: Any = scipy.ndimage  # SciPy has no annotations, and the types inferred
 
 MIN_CONTRAST = 32  # grey values, of 255, by which a digit must differ from the paper
 MAX_SIDE = 1000  # pixels; a larger photo is scaled down before the digit is segmented
-THRESHOLD = 0.35  # of the strongest contrast: what has less is paper, a shadow or a printed line
+THRESHOLD = 0.35  # of the strongest contrast; less is paper, a shadow or a printed line
 MIN_DIGIT_HEIGHT = 0.4  # of the tallest mark's: a shorter mark is part of a digit, or a speck
 
 Photo = UInt8[np.ndarray, "rows columns"]
@@ -29,7 +29,7 @@ def to_digit(photo: Photo, shape: tuple[int, int]) -> UInt8[np.ndarray, "height 
     """An image of `shape`, light on black, of the one digit in `photo`.
 
     The digit may be dark on light paper or light on dark paper. If the photo already has this
-    `shape`, and a large digit in its middle, it is only inverted where that is needed.
+    `shape`, and a large digit in its middle, it is only inverted if needed.
 
     Raises:
         InputError: the photo is blank, or shows no digit or several.
@@ -46,7 +46,7 @@ def to_digit(photo: Photo, shape: tuple[int, int]) -> UInt8[np.ndarray, "height 
 def _is_centred(image: Photo) -> bool:
     """Whether a light digit on black is as large and as near the middle as MNIST's are.
 
-    Those are 13 to 20 of 28 pixels long, and their boxes are at most 5.5 pixels off the middle.
+    MNIST's are 13 to 20 of 28 pixels long; their boxes are at most 5.5 pixels off the middle.
     """
     box = bounding_box(image > 0.3 * image.max())
     starts, ends = np.array([(side.start, side.stop) for side in box]).T
@@ -70,7 +70,7 @@ def centre_by_mass(digit: Grey, shape: tuple[int, int]) -> UInt8[np.ndarray, "he
     ratio = ((np.array(shape) - margin) / digit.shape).min()
     height, width = np.maximum(1, np.round(ratio * np.array(digit.shape))).astype(int).tolist()
     scaled = _resize(digit, height, width).astype(float)
-    # The middle of 28 pixels is number 14, counted from 0: MNIST's own images are centred there.
+    # The middle of 28 pixels is number 14, counted from 0: MNIST's images are centred there.
     corner = np.round(np.array(shape) // 2 - ndimage.center_of_mass(scaled))
     top, left = np.clip(corner, 0, np.subtract(shape, scaled.shape)).astype(int)
     image = np.zeros(shape)
@@ -95,13 +95,13 @@ def segment_digit(photo: Photo) -> Float[np.ndarray, "height width"]:
     # If the strongest contrast is a table's edge or a reflection, the digit has the other sign.
     for sign in (-1, 1) if -contrast.min() > contrast.max() else (1, -1):
         # Paper and strokes are lit alike, so their ratio is the same in light and shadow.
-        scale = background if sign < 0 else background + 20  # black paper reflects hardly any
+        scale = background if sign < 0 else background + 20  # black paper reflects little light
         mask = _find_digit(sign * smooth, sign * background, scale)
         if mask is not None:
             near = ndimage.binary_dilation(mask, iterations=2)
             digit = np.where(near, image - background, 0) / scale
             digit = (digit / np.quantile(digit[mask], 0.5 + 0.4 * sign)).clip(0, 1)
-            # Rounded, or floating-point errors could shift the digit by a pixel.
+            # Without rounding, floating-point errors could shift the digit by a pixel.
             return np.round(255 * digit[bounding_box(mask)]) / 255
     raise InputError(
         "no digit stands out in the picture; it must show one in clear strokes on plain paper"
@@ -119,7 +119,7 @@ def _resize(image: Grey, height: int, width: int) -> Float[np.ndarray, "height w
 
 
 def _estimate_background(image: Grey) -> Grey:
-    """The grey of the paper at each pixel, with light and shadow.
+    """The grey value of the paper at each pixel, including light and shadow.
 
     A median over a window wider than any stroke follows light with straight edges. It is refined by
     a weighted mean of the nearby paper, which follows light with round edges too.
@@ -136,10 +136,10 @@ def _estimate_background(image: Grey) -> Grey:
         contrast = np.abs(fine - background)
         strokes = contrast > max(0.25 * contrast.max(), MIN_CONTRAST / 4)
         paper = (~ndimage.binary_dilation(strokes)).astype(np.float32)
-        # The 0.02 keep the estimate inside a wide stroke, which has no paper nearby.
+        # The 0.02 keeps the old estimate inside a wide stroke, which has no paper nearby.
         total = ndimage.gaussian_filter(paper, sigma) + 0.02
         background = (ndimage.gaussian_filter(fine * paper, sigma) + 0.02 * background) / total
-    return _resize(background, *image.shape).clip(1, 255)  # not 0, as a divisor
+    return _resize(background, *image.shape).clip(1, 255)  # not 0: it is a divisor
 
 
 def _find_digit(smooth: Grey, background: Grey, scale: Grey) -> Mask | None:
@@ -186,7 +186,7 @@ def _merge_strokes(strokes: Mask, length: int) -> Mask | None:
 
     `length` is the longer side of the main stroke's box, in pixels.
     """
-    window = 2 * round(0.04 * length) + 1  # across smaller gaps than this, strokes are joined
+    window = 2 * round(0.04 * length) + 1  # strokes with smaller gaps than this are joined
     parts, _ = ndimage.label(ndimage.maximum_filter(strokes, window), np.ones((3, 3)))
     parts = np.where(strokes, parts, 0)
     heights = _box_sizes(parts)[:, 0]

@@ -1,7 +1,7 @@
 """A trained network as a file for other programs: StableHLO, ONNX or safetensors.
 
-A StableHLO file has the function with which the run itself is evaluated. The other two have the
-dense layers, into which batch normalisation is folded, and metadata that say how to apply them.
+A StableHLO file holds the function that evaluates the run. The other two hold the dense layers,
+with batch normalisation folded in, and metadata that say how to apply them.
 Each file has the network of the run's first seed.
 """
 
@@ -48,7 +48,7 @@ def to_stablehlo(run: Run) -> bytes:
         InputError: the network diverged.
     """
     first_layers(run)  # raises if it diverged
-    state = jax.device_get(first_network(run))  # or the file would name the device it is on
+    state = jax.device_get(first_network(run))  # else the file would name a device
 
     @jax.jit
     def logits(images: Images) -> Logits:
@@ -100,7 +100,7 @@ def to_onnx(run: Run) -> bytes:
         [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )
     opsets = [helper.make_opsetid("", OPSET)]
-    # Not the newest format that this version of onnx can write: older runtimes refuse that.
+    # Not the newest format that this version of onnx can write: older runtimes reject that.
     version = helper.find_min_ir_version_for(opsets)
     model = helper.make_model(graph, opset_imports=opsets, ir_version=version)
     helper.set_model_props(model, _metadata(run))

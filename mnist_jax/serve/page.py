@@ -1,4 +1,4 @@
-"""A web page with a trained network inside, on which one draws digits.
+"""A web page that contains a trained network and reads the digits that you draw.
 
 The page needs no server and makes no requests. page.html is its template, page.js its program.
 Weights are stored with 24 bits, as whole multiples of a scale for each array. The logits are as
@@ -67,7 +67,7 @@ def html(run: Run, dataset: Dataset) -> Page:
     folder = Path(__file__).parent
     template = (folder / "page.html").read_text(encoding="utf-8")
     program = (folder / "page.js").read_text(encoding="utf-8")
-    text = json.dumps(data).replace("<", r"\u003c")  # or "</script>" in it would end the script
+    text = json.dumps(data).replace("<", r"\u003c")  # else "</script>" in it would end the script
     page = template.replace('type="application/json">', f'type="application/json">{text}')
     return Page(page.replace('<script src="page.js">', f"<script>\n{program}"))
 

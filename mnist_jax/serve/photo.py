@@ -14,7 +14,7 @@ from mnist_jax.errors import InputError
 
 # Pillow decodes these itself. For some other formats, such as EPS, it runs another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_PIXELS = 60_000_000  # which take less than a gigabyte of memory to read
+MAX_PIXELS = 60_000_000  # reading that many takes less than a gigabyte
 
 
 def read_photo(file: Path) -> UInt8[np.ndarray, "rows columns"]:
@@ -24,7 +24,7 @@ def read_photo(file: Path) -> UInt8[np.ndarray, "rows columns"]:
         InputError: the file is missing, damaged, too large or not a picture.
     """
     try:
-        if file.exists() and not file.is_file():  # such as a named pipe, which would never answer
+        if file.exists() and not file.is_file():  # such as a named pipe, which would block
             raise ValueError("it is not a regular file")
         with _silence(), Image.open(file, formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:

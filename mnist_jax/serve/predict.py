@@ -1,4 +1,4 @@
-"""Digits in photos: each photo prepared, read by a network, and shown with the answer."""
+"""Reads the digits in photos with a network, and shows the answers as text or a figure."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ THUMBNAIL_PIXELS, MAX_ROWS = 256, 20
 
 
 class Prediction(NamedTuple):
-    """What a network makes of a photo."""
+    """What a network reads in a photo."""
 
     file: Path
     thumbnail: UInt8[np.ndarray, "rows columns"]
@@ -31,7 +31,7 @@ class Prediction(NamedTuple):
 
 
 def read_photos(run: Run, files: Sequence[Path]) -> list[Prediction]:
-    """What the network of the first seed of `run` makes of each photo.
+    """What the network of the first seed of `run` reads in each photo.
 
     Raises:
         InputError: a file shows no single digit, or the network diverged.
@@ -53,10 +53,10 @@ def read_photos(run: Run, files: Sequence[Path]) -> list[Prediction]:
 
 
 def to_text(predictions: Sequence[Prediction]) -> str:
-    """A line for each photo: the answer and the next likely one."""
+    """A line for each photo: the most likely class and the second most likely."""
     lines = []
     for file, _, _, answer, names in predictions:
-        percents = np.floor(1000 * answer) / 10  # rounded down: nothing is 100 % sure
+        percents = np.floor(1000 * answer) / 10  # rounded down, so that 99.96 is not 100
         second, first = np.argsort(answer)[-2:].tolist()
         lines.append(
             f"{file}: {names[first]} ({percents[first]:.1f}%; "
@@ -82,7 +82,7 @@ def to_json(predictions: Sequence[Prediction]) -> str:
 def figure(predictions: Sequence[Prediction]) -> "Figure":
     """A row for each photo: the photo, what the network saw of it, and the probabilities.
 
-    Of many classes, the ten most probable are shown.
+    Only the ten most probable classes are shown.
 
     Raises:
         InputError: there are too many photos for a figure.

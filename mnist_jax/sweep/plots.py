@@ -1,4 +1,4 @@
-"""What a sweep found, as figures."""
+"""Figures of the results of a sweep."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ ERROR = "validation_error_percent_mean"
 def save_figures(
     out: Path, table: Sequence[Json], space: Mapping[str, Values], dataset: str
 ) -> None:
-    """Saves what each field is worth by itself, and a heat map if two lists make a grid."""
+    """Saves a figure of the error by each field, and a heat map if two lists make a grid."""
     ranges = [name for name, values in space.items() if isinstance(values, Range)]
     varying = [name for name, values in space.items() if name in ranges or len(values) > 1]
     title = f"{dataset}: validation error (%) of {len(table):,} configurations"
@@ -34,7 +34,7 @@ def save_figures(
 
 
 def heat_map(table: Sequence[Json], across: str, down: str, title: str = "") -> Figure:
-    """The error of each pair of values of two fields; the table's first row has the frame.
+    """The error of each pair of values of two fields; a frame marks the table's first row.
 
     The table has a row for every pair.
     """
@@ -45,7 +45,7 @@ def heat_map(table: Sequence[Json], across: str, down: str, title: str = "") -> 
         figsize=(2.5 + 0.8 * len(columns), 1.8 + 0.5 * len(rows)), layout="constrained"
     )
     axes = figure.subplots()
-    # What hardly learned would leave the rest in one colour.
+    # Without a limit, a network that hardly learned would leave the rest in one colour.
     low = errors.min()
     high = max(low + 3 * (np.median(errors) - low), low + 1e-6)
     axes.imshow(errors, cmap="viridis_r", vmin=low, vmax=high)
@@ -62,10 +62,10 @@ def heat_map(table: Sequence[Json], across: str, down: str, title: str = "") -> 
 
 
 def marginals(table: Sequence[Json], space: Mapping[str, Values], title: str = "") -> Figure:
-    """The error of every configuration by each field of `space`: what that field alone is worth.
+    """The error of every configuration, plotted against each field of `space`.
 
-    A circle is a configuration that did not train to the end, the star is the table's first row,
-    and a line joins the best of the values of a list.
+    A circle is a configuration that was not trained to the end, the star is the table's first row,
+    and a line joins the lowest error of each listed value.
     """
     columns = min(3, len(space))
     rows = -(-len(space) // columns)

@@ -58,8 +58,8 @@ def sweep(
 ) -> Path:
     """Trains `config` with the values in `space`, and finds which does best on held-out images.
 
-    Networks that differ only in seeds and hyperparameters are one program, and as many train at
-    once as memory holds. Each is the network that `fit` trains from its config.
+    Networks that differ only in seeds and hyperparameters share a program, and as many train at
+    once as fit in memory. Each is the same network that `fit` trains from its config.
 
     Args:
         config: what the configurations have in common. By default as many of the last training
@@ -91,7 +91,7 @@ def sweep(
     validation_images = config.validation_images or default
     training, validation = data.train_val_split(dataset.train, validation_images)
     trials = make_trials(config, tried, dataset, len(training.labels), make_recipe)
-    for trial in trials:  # raises if the devices cannot be divided so
+    for trial in trials:  # raises if the mesh does not fit
         mesh_shape(trial.config.seeds, trial.config.batch_size, mesh, padded=True)
     metadata = {
         "config": to_json(config),
@@ -109,7 +109,7 @@ def sweep(
         if rows is None:
             print(f"{out} is already finished", flush=True)
             return out
-        rows = [{**row, **tried[row["trial"]]} for row in rows]  # JSON has lists for tuples
+        rows = [{**row, **tried[row["trial"]]} for row in rows]  # JSON turns tuples into lists
         with memory_errors(config), graceful_shutdown() as shutdown:
             trainer = Trainer(training, validation, mesh, shutdown, out)
             _print_start(config, trials, trainer)
@@ -139,7 +139,7 @@ def summary_line(summary: Json) -> str:
 
 
 def _begin(out: Path, metadata: Json) -> list[Json] | None:
-    """Makes `out` the folder of the sweep, and returns its rows so far; None if it is finished."""
+    """The rows so far of the sweep in `out`, which is created if new; None if it is finished."""
     if rundir.is_free(out):
         rundir.write_json(out / "sweep.json", metadata)
         return []
@@ -160,9 +160,9 @@ def _begin(out: Path, metadata: Json) -> list[Json] | None:
 def _train_rungs(
     trials: Sequence[Trial], trainer: Trainer, rows: Sequence[Json], halving: bool
 ) -> list[Json]:
-    """The last row of each trial, the best first: those of later rungs, then by their errors.
+    """The last row of each trial, the best first: later rungs first, then fewer errors.
 
-    `rows` are the results of an earlier start, which are not computed again.
+    `rows` are the results from before a resume, which are not computed again.
     """
     longest = max(trial.config.epochs for trial in trials)
     rungs = halving_rungs(len(trials), longest) if halving else [(longest, 0)]
@@ -186,7 +186,7 @@ def _train_rungs(
 
 
 def _rank(row: Json) -> tuple[float, float, int]:
-    """Fewer errors first, then a lower loss, which a network that diverged does not have."""
+    """A sort key: fewer errors first, then lower loss; networks that diverged have no loss."""
     loss = row["validation_loss"]
     return row["validation_error_percent_mean"], math.inf if loss is None else loss, row["trial"]
 

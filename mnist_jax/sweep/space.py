@@ -19,14 +19,14 @@ SHARED_FIELDS = ("dataset", "data_dir", "validation_images", "seed", "seeds")
 SEARCH_FIELDS = tuple(
     field.name for field in dataclasses.fields(Config) if field.name not in SHARED_FIELDS
 )
-"""The fields that may differ between them."""
+"""The fields that may differ between configurations."""
 
 HELP = {param.arg_name: param.description for param in parse_from_object(Config).params}
-"""The text under each field of `Config`."""
+"""The help text of each field of `Config`."""
 
 
 def to_text(value: Any) -> Any:
-    """A value of a field as `parse_values` reads it, or a list with its items in a row."""
+    """A value of a field as `parse_values` reads it, or a list as its items with spaces."""
     if isinstance(value, tuple | list):
         separator = "x" if isinstance(value, tuple) else " "
         return separator.join(map(str, value)) or "linear"
@@ -76,9 +76,9 @@ def parse_space(config: Config, space: SearchSpace) -> tuple[Config, dict[str, V
 
 
 def parse_values(name: str, words: Sequence[str]) -> Values:
-    """The values of a field as the command line spells them, or its range, LOW:HIGH[:log].
+    """The values of a field from the words of an option, or its range, LOW:HIGH[:log].
 
-    Values are spelled as for `train`, except that the widths of a network are one word: 512x256,
+    Values are written as for `train`, except that the widths of a network are one word: 512x256,
     or linear if there are none.
     """
     default, flag = getattr(Config, name), "--" + name.replace("_", "-")
@@ -119,7 +119,7 @@ def _parse_range(words: Sequence[str]) -> Range:
 def configurations(
     config: Config, space: Mapping[str, Values], samples: int = 0
 ) -> list[dict[str, Any]]:
-    """What each configuration of a sweep changes in `config`.
+    """The fields of `config` that each configuration of a sweep changes, with their values.
 
     These are all combinations of the values in `space`, or `samples` of them drawn at random with
     the seed of `config`. Listed values are equally likely.
@@ -128,7 +128,7 @@ def configurations(
         InputError: there is nothing to compare, or too much.
     """
     ranges = {name: values for name, values in space.items() if isinstance(values, Range)}
-    # A range has a place in each combination, for the number that is drawn from it.
+    # In each combination, a range holds the place of the number that is drawn from it.
     lists = {name: [values] if name in ranges else values for name, values in space.items()}
     combinations = math.prod(map(len, lists.values()))
     if ranges and not samples:
@@ -161,7 +161,7 @@ def configurations(
 
 
 def _draw(rng: np.random.Generator, name: str, values: Range) -> int | float:
-    """A number of four digits, which is easy to type again."""
+    """A random number, rounded to four digits so that it is easy to type."""
     if values.log:
         number = math.exp(rng.uniform(math.log(values.low), math.log(values.high)))
     else:
@@ -173,18 +173,18 @@ def _draw(rng: np.random.Generator, name: str, values: Range) -> int | float:
 def program_config(config: Config, largest: Hparams) -> Config:
     """`config` with the largest hyperparameters of a sweep, so that it has every layer they need.
 
-    It is the same for all configurations whose networks can be trained by one program. Those with a
-    limit of the norms or averaged weights need another program than those without.
+    Configurations for which it is equal share a program. Max-norm and averaged weights each need a
+    program that other configurations do not use.
     """
     without = {name: 0.0 for name in ("max_norm", "ema_decay") if not getattr(config, name)}
     return dataclasses.replace(config, **{**largest._asdict(), **without})
 
 
 def halving_rungs(configurations: int, epochs: int) -> list[tuple[int, int]]:
-    """The rungs of successive halving: (epochs, how many configurations go on after them).
+    """The rungs of successive halving: (epochs, how many configurations continue).
 
     Each rung has twice the epochs of the one before, and half its configurations, rounded up. The
-    last has all `epochs`, and none goes on. Source: Jamieson & Talwalkar, "Non-stochastic best arm
+    last has all `epochs`, and none continue. Source: Jamieson & Talwalkar, "Non-stochastic best arm
     identification and hyperparameter optimization", AISTATS 2016, section 3.
     """
     halvings = int(math.log2(min(configurations, epochs)))

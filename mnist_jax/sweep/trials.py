@@ -1,4 +1,4 @@
-"""The trials of a sweep, trained as few programs, as many at once as memory holds."""
+"""The trials of a sweep. They share programs, and as many train at once as fit in memory."""
 
 import dataclasses
 import itertools
@@ -44,9 +44,9 @@ class Trial:
     """One configuration of a sweep, on all of its seeds.
 
     Attributes:
-        setup: that of its program, which other trials may share.
-        states: of its networks, on the host between the rungs of successive halving, or None.
-        epochs_done: the epochs behind `states`, or 0.
+        setup: what its program is compiled for; other trials may share it.
+        states: those of its networks, on the host between rungs of successive halving, or None.
+        epochs_done: how many epochs `states` were trained for.
     """
 
     number: int
@@ -72,15 +72,15 @@ def make_trials(
     configs = [
         resolve(validate(dataclasses.replace(config, **changes)), dataset) for changes in tried
     ]
-    columns = zip(*(own.hparams for own in configs), strict=True)
+    columns = zip(*(trial_config.hparams for trial_config in configs), strict=True)
     largest = Hparams(*map(max, columns))
     trials = []
-    for number, own in enumerate(configs):
-        images_used = plan_shards(own, train_images).images_used
+    for number, trial_config in enumerate(configs):
+        images_used = plan_shards(trial_config, train_images).images_used
         spec = dataset.spec._replace(train_images=images_used)
-        make_recipe(own, own.hparams, spec)  # raises if it does not fit the data
-        setup = Setup(program_config(own, largest), spec, make_recipe)
-        trials.append(Trial(number, tried[number], own, setup))
+        make_recipe(trial_config, trial_config.hparams, spec)  # raises if it does not fit the data
+        setup = Setup(program_config(trial_config, largest), spec, make_recipe)
+        trials.append(Trial(number, tried[number], trial_config, setup))
     return trials
 
 
@@ -90,7 +90,7 @@ class Trainer:
 
     Attributes:
         out: the folder of the sweep.
-        seconds: what each part has taken so far.
+        seconds: how long each part has taken so far.
     """
 
     training: Examples
@@ -103,8 +103,8 @@ class Trainer:
     def train(self, trials: Sequence[Trial], epochs: int) -> Iterator[list[Json]]:
         """Trains `trials` batch by batch until `epochs`, and yields the rows of each batch.
 
-        The states of trials that have epochs left are kept for the next call, if the host has
-        memory for them. The others are then trained from the start, to the same bits.
+        If the host has memory, the states of trials with epochs left are kept for the next call.
+        Otherwise that call trains from the start, with the same result bit for bit.
 
         Raises:
             Interrupted: a signal came.
@@ -123,7 +123,7 @@ class Trainer:
                     size, group = len(rows), group[len(rows) :]
 
     def _train_batch(self, trials: list[Trial], epochs: int, bar: tqdm) -> list[Json]:
-        """The rows of as many of `trials` as memory holds at once, from the first."""
+        """The rows of the first of `trials`, as many as fit in memory at once."""
         setup = trials[0].setup
         while True:
             pairs = [
@@ -156,11 +156,11 @@ class Trainer:
         epochs: int,
         bar: tqdm,
     ) -> list[Json]:
-        """The rows of `trials`, whose states are kept if they go on and the hosts have memory."""
+        """The rows of `trials`. If they continue and the hosts have memory, keeps their states."""
         setup, seeds = trials[0].setup, trials[0].config.seeds
         start, stop = trials[0].epochs_done, min(epochs, setup.config.epochs)
         if start:
-            places = range(len(members.keys))  # those of copies wrap around
+            places = range(len(members.keys))  # for copies they wrap around
             states = jax.tree.map(
                 lambda *leaves: np.take(np.concatenate(leaves), places, axis=0, mode="wrap"),
                 *(trial.states for trial in trials),
@@ -183,26 +183,26 @@ class Trainer:
         saved = gather_to_host(states) if keeps else None
         rows = []
         for i, trial in enumerate(trials):
-            own = slice(i * seeds, (i + 1) * seeds)
+            part = slice(i * seeds, (i + 1) * seeds)
             # A copy: a view would keep the states of all trials in memory.
-            trial.states = jax.tree.map(lambda leaf, own=own: leaf[own].copy(), saved)
+            trial.states = jax.tree.map(lambda leaf, part=part: leaf[part].copy(), saved)
             trial.epochs_done = stop if keeps else 0
-            percent = 100 * evaluation.errors[own] / len(self.validation.labels)
+            percent = 100 * evaluation.errors[part] / len(self.validation.labels)
             row = {
                 "trial": trial.number,
                 **trial.changes,
                 "epochs": stop,
-                "validation_errors": evaluation.errors[own].tolist(),
+                "validation_errors": evaluation.errors[part].tolist(),
                 "validation_error_percent_mean": float(percent.mean()),
                 "validation_error_percent_std": float(percent.std(ddof=1)) if seeds > 1 else None,
-                "validation_loss": _finite_mean(evaluation.loss[own]),
-                "train_loss": _finite_mean(train_loss[own]),
+                "validation_loss": _finite_mean(evaluation.loss[part]),
+                "train_loss": _finite_mean(train_loss[part]),
             }
             rows.append(row)
         return rows
 
     def _report(self, train_loss: AnyArray, bar: tqdm) -> None:
-        """Counts an epoch of some networks, in the bar or in a line for each tenth of its total."""
+        """Reports an epoch of some networks, in the bar or in a line per tenth of the total."""
         finite = train_loss[np.isfinite(train_loss)]
         loss = f"training loss {finite.mean():.4f}" if len(finite) else "all diverged"
         before = bar.n
@@ -212,11 +212,11 @@ class Trainer:
             say(f"{bar.n:,} of {bar.total:,} network-epochs, {loss}")
         (number,) = max_over_processes(self.shutdown.signal_number)
         if number:
-            raise Interrupted(number, self.out, "stopped; what has ended is saved")
+            raise Interrupted(number, self.out, "stopped; finished trials are saved")
 
 
 def _hosts_have_room(states: TrainState) -> bool:
-    """Whether every host has memory for `states`, with a good deal to spare."""
+    """Whether every host has four times the memory that `states` take."""
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(states))
     (missing,) = max_over_processes(4 * state_bytes - psutil.virtual_memory().available)
     return missing < 0
