@@ -68,8 +68,9 @@ def keep_compiled_programs(keep: bool) -> None:
     # On some CPUs XLA logs pages of text for each program that it reads (openxla/xla#44565).
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if keep:
+        # Not in "compiled", where an earlier version left files that older JAX cannot evict.
         from mnist_jax.data.download import cache_dir
 
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "compiled"))
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "programs"))
         os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(MAX_CACHE_BYTES))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -104,7 +104,8 @@ MakeRecipe = Callable[[Config, Hparams, DataSpec], Recipe]
 """Makes the recipe of one network while a program is traced.
 
 The config is static, so branch only on it. The hyperparameters are those of this network and may be
-traced, so only compute with them. In a sweep the config has the largest value of each.
+traced, so only compute with them. In a sweep the config has the largest value of each, but
+`max_norm` and `ema_decay` are 0 if they are 0 for this network.
 """
 
 

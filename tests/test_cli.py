@@ -561,7 +561,7 @@ def result_of(run):
 
 
 def test_a_second_process_compiles_nothing_and_has_the_same_result(tmp_path):
-    cache = tmp_path / "cache" / "mnist_jax" / "compiled"
+    cache = tmp_path / "cache" / "mnist_jax" / "programs"
     env = user_environment(tmp_path / "cache")
 
     def train(name, *flags):
@@ -589,7 +589,7 @@ def test_without_the_compilation_cache_nothing_is_saved_and_nothing_changes(tmp_
         done = command(*CACHED, flag, "--out", tmp_path / name, env=env)
         assert done.returncode == 0, done.stderr
         results.append(result_of(tmp_path / name))
-    assert not (tmp_path / "cache" / "mnist_jax" / "compiled").exists()
+    assert not (tmp_path / "cache" / "mnist_jax" / "programs").exists()
     assert results[0] == results[1]
 
 
@@ -602,7 +602,7 @@ def test_a_cache_folder_in_the_environment_is_used_and_no_other(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "jit_train_epoch" in programs(own)[1]
     assert (own / "notes.txt").read_text() == "mine"
-    assert not (tmp_path / "cache" / "mnist_jax" / "compiled").exists()
+    assert not (tmp_path / "cache" / "mnist_jax" / "programs").exists()
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "half", "nothing", "text"])
@@ -610,7 +610,7 @@ def test_damaged_compiled_programs_change_nothing(tmp_path, damage):
     """A process may be killed while it writes one, and a disk may flip a bit."""
     env = user_environment(tmp_path / "cache")
     assert command(*CACHED, "--out", tmp_path / "before", env=env).returncode == 0
-    files, _ = programs(tmp_path / "cache" / "mnist_jax" / "compiled")
+    files, _ = programs(tmp_path / "cache" / "mnist_jax" / "programs")
     for file in files:
         content = file.read_bytes()
         middle = len(content) // 2

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: training ends after the epoch and is saved; everything else ends at once."""
+"""Ctrl-C and SIGTERM end training after the epoch, and save it; a test that began is finished."""
 
 import signal
 import threading

@@ -409,7 +409,7 @@ def test_of_two_processes_one_refuses(reference, cache, tmp_path, rounds):
 def test_damaged_compiled_programs_neither_end_nor_change_a_run(reference, cache, tmp_path, rounds):
     """JAX reports and ignores them, as their compression has checksums."""
     rng = random.Random(rounds)
-    programs = Path(cache["XDG_CACHE_HOME"]) / "mnist_jax" / "compiled"
+    programs = Path(cache["XDG_CACHE_HOME"]) / "mnist_jax" / "programs"
     for number in range(-(-rounds // 3)):
         files = sorted(programs.glob("*-cache"))
         assert files
