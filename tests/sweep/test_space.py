@@ -160,10 +160,3 @@ def test_a_search_space_is_a_config_and_the_fields_that_vary():
     config, values = parse_space(shared, space)
     assert config == dataclasses.replace(shared, hidden=(64, 32))
     assert values == {"dropout": (0.0, 0.5), "noise": Range(0.1, 0.3, False)}
-
-
-def test_a_single_value_is_not_compared_with_the_default_of_a_field_that_varies():
-    space = SearchSpace(shard_images=("64",), batch_size=("32", "64"))
-    config, values = parse_space(Config(), space)
-    assert config.shard_images == 64
-    assert values == {"batch_size": (32, 64)}

@@ -273,6 +273,15 @@ def test_what_cannot_be_trained_leaves_nothing_behind(tmp_path, space, samples):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_shard_is_compared_with_the_batches_of_the_sweep(tmp_path):
+    """And not with the default batch, which is larger."""
+    config = Config(dataset="digits", hidden=(4,), epochs=1, shard_images=64)
+    out = sweep(config, {"batch_size": (32, 64)}, out=tmp_path / "fits")
+    assert {row["batch_size"] for row in results(out).values()} == {32, 64}
+    with pytest.raises(InputError, match="--shard-images 64 cannot be used"):
+        sweep(config, {"batch_size": (32, 100)}, out=tmp_path / "does not fit")
+
+
 def test_a_network_that_diverges_is_the_last(tmp_path):
     space = {"learning_rate": (1e30, 0.1)}
     table = list(results(sweep(SMALL, space, out=tmp_path / "sweep")).values())
